@@ -1,0 +1,93 @@
+"""The only command line: `anymal STAGE --config … --PORT …`, and the commands that use what the stages made."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+PACKAGE = Path(__file__).parent
+FOLDERS = {"stages": "Stages", "commands": "Commands"}
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL: progress was saved; the same command goes on from there."""
+
+
+def _modules(folder: str) -> list[str]:
+    return sorted(path.stem for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__")
+
+
+def _summary(folder: str, name: str) -> str:
+    """First line of a module's docstring, without importing it: `anymal --help` must not load torch."""
+    text = (PACKAGE / folder / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+
+
+class Anymal(click.Group):
+    """Finds stages and commands by listing two folders; imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name.replace("_", "-") for folder in FOLDERS for name in _modules(folder)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = cmd_name.replace("-", "_")
+        if name in _modules("stages"):
+            return _stage_command(name)
+        if name in _modules("commands"):
+            command: click.Command = importlib.import_module(f"anymal.commands.{name}").command
+            return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for folder, title in FOLDERS.items():
+            rows = [(name.replace("_", "-"), _summary(folder, name)) for name in _modules(folder)]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _stage_command(name: str) -> click.Command:
+    from anymal.stage import load_stage, read_config, run_stage
+
+    stage = load_stage(name)
+
+    def run(config: str, executor_input: str | None, **ports: Path | None) -> None:
+        given = {port: path for port, path in ports.items() if path is not None}
+        run_stage(stage, read_config(stage, config), given, executor_input)
+
+    options: list[click.Parameter] = [
+        click.Option(["--config"], required=True, metavar="FILE|JSON", help="A profile (its section of this stage's name is read), or the section itself as JSON."),
+        *(click.Option([f"--{port.replace('_', '-')}"], required=required, type=click.Path(path_type=Path), metavar="PATH", help="Input.")
+          for port, required in stage.inputs.items()),
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=click.Path(path_type=Path), metavar="PATH", help="Output.")
+          for port in stage.outputs),
+        click.Option(["--executor-input"], metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs."),
+    ]
+    return click.Command(name.replace("_", "-"), params=options, callback=run, help=stage.function.__doc__)
+
+
+@click.group(cls=Anymal, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="anymal")
+def cli() -> None:
+    """AnyMAL: any mix of image, video, audio, motion and text in, text out; trained, measured and registered in stages."""
+
+
+def main() -> None:
+    """Run the command line; errors the user can mend are printed as sentences, without a traceback."""
+    from anymal.errors import AnymalError, Interrupted
+
+    try:
+        cli(prog_name="anymal")
+    except Interrupted as error:
+        print(f"anymal: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except AnymalError as error:
+        print(f"anymal: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()
