@@ -59,7 +59,8 @@ def _stage_command(name: str) -> click.Command:
         run_stage(stage, read_config(stage, config), given, executor_input)
 
     options: list[click.Parameter] = [
-        click.Option(["--config"], required=True, metavar="FILE|JSON", help="A profile (its section of this stage's name is read), or the section itself as JSON."),
+        click.Option(["--config"], required=True, metavar="FILE|JSON",
+                     help="A profile (its section of this stage's name is read), or the section itself as JSON."),
         *(click.Option([f"--{port.replace('_', '-')}"], required=required, type=click.Path(path_type=Path), metavar="PATH", help="Input.")
           for port, required in stage.inputs.items()),
         *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=click.Path(path_type=Path), metavar="PATH", help="Output.")

@@ -16,13 +16,14 @@ import json
 import os
 import shutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from anymal.data.manifest import MANIFEST, sha256_of, write_manifest
 from anymal.errors import AnymalError, ConfigError, DataError
 
 In = Annotated[Path, "in"]
@@ -111,15 +112,46 @@ def read_config(stage: Stage, source: str) -> Config:
     """
     if source.lstrip().startswith("{"):
         try:
-            section = json.loads(source)
+            section = json.loads(source, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             raise ConfigError(f"--config: not valid JSON: {error}") from error
+        section = with_nulls(stage.config, section)
     else:
         document = read_document(Path(source))
         if stage.name not in document:
             raise ConfigError(f"{source}: has no section '{stage.name}'; it has {', '.join(map(str, document))}")
         section = document[stage.name]
     return validate(stage.config, section, stage.name)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    section: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in section:
+            raise ConfigError(f"--config: key '{name}' comes twice; keep one")
+        section[name] = value
+    return section
+
+
+def without_nulls(tree: Any) -> Any:
+    """A section as Kubeflow can carry it: kfp's arguments know no null, so knobs that are null are left out."""
+    if isinstance(tree, dict):
+        return {name: without_nulls(child) for name, child in tree.items() if child is not None}
+    return [without_nulls(child) for child in tree] if isinstance(tree, list) else tree
+
+
+def with_nulls(model: type[Config], section: Any) -> Any:
+    """Undo `without_nulls`: a knob that may be null and is missing is null. Profiles, in contrast, must name every knob."""
+    try:
+        model.model_validate(section)
+    except ValidationError as error:
+        for *path, name in (item["loc"] for item in error.errors() if item["type"] == "missing"):
+            owner, group = section, _model_at(model, path)
+            for part in path:
+                owner = owner[part]
+            if str(name) in group.model_fields and type(None) in _kinds(group.model_fields[str(name)].annotation)[1:]:
+                owner[name] = None
+    return section
 
 
 def validate(model: type[Config], section: object, prefix: str) -> Config:
@@ -134,19 +166,35 @@ def validate(model: type[Config], section: object, prefix: str) -> Config:
 def _problem(item: Mapping[str, Any], model: type[BaseModel], prefix: str) -> str:
     where = ".".join([prefix, *map(str, item["loc"])])
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known knobs: {', '.join(sorted(model.model_fields))}"
+        known = list(_model_at(model, item["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known knobs: {', '.join(sorted(known))}"
         return f"{where}: unknown knob{hint}"
     if item["type"] == "missing":
         return f"{where}: missing; add it to the profile's section '{prefix}'"
+    message = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
+    if isinstance(item["input"], dict | BaseModel):  # a whole group is wrong: its value would say nothing
+        return f"{where}: {message}"
     value = str(item["input"])
-    return f"{where} = {value if len(value) <= 60 else value[:57] + '...'}: {item['msg']}"
+    return f"{where} = {value if len(value) <= 60 else value[:57] + '...'}: {message}"
+
+
+def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    """The nested model that a problem's location leads to; locations may pass through list indices and dict keys."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        nested = [] if field is None else [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        model = nested[0] if nested else model
+    return model
+
+
+def _kinds(annotation: object) -> list[object]:
+    """A type and all types named inside it: `dict[str, X | None]` -> dict, str, X, None."""
+    return [annotation, *(kind for part in typing.get_args(annotation) for kind in _kinds(part))]
 
 
 def fingerprint(path: Path) -> str:
     """SHA-256 that names an input's content: of the file, of the folder's manifest, or of all names and files in it."""
-    from anymal.data.manifest import MANIFEST, sha256_of
-
     if path.is_file():
         return sha256_of(path)
     if (path / MANIFEST).is_file():
@@ -172,31 +220,73 @@ def run_stage(stage: Stage, config: Config, ports: Mapping[str, Path], executor_
     missing = [f"--{name.replace('_', '-')} {path}" for name, path in inputs.items() if not path.exists()]
     if missing:
         raise DataError(f"{stage.name}: input not found: {', '.join(missing)}; run the stage that makes it, or correct the path")
+    _check_outputs(stage, ports, inputs)
     partials = {name: ports[name].with_name(f".{ports[name].name}.partial") for name in stage.outputs}
     hashes = {name: fingerprint(path) for name, path in inputs.items()}
     try:
         _prepare(stage, config, hashes, ports, partials)
         with tracking.stage_run(stage.name, config.model_dump(mode="json"), hashes) as run:
             stage.function(config, **inputs, **partials)
-            absent = [name for name, path in partials.items() if not path.exists()]
-            if absent:
-                raise RuntimeError(f"stage {stage.name} did not write {', '.join(absent)}")
-            for name, partial in partials.items():
-                _replace(partial, ports[name])
+            _publish(stage.name, partials, ports)
             run.finish({name: ports[name] for name in stage.outputs})
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AnymalError(f"{stage.name}: disk full while writing {error.filename or 'its outputs'}; "
-                              "free some space or point the output ports at another disk; nothing half-written was kept as output") from error
+        for name in stage.outputs:
+            _remove(_state_file(ports[name]))
+        if executor_input is not None:
+            write_executor_output(json.loads(executor_input), {name: ports[name] for name in stage.outputs})
+    except AnymalError:
         raise
+    except Exception as error:
+        sentence = _explain(error, ", ".join(sorted({str(ports[name].parent) for name in stage.outputs})))
+        if sentence is None:
+            raise
+        raise AnymalError(f"{stage.name}: {sentence}") from error
     finally:
         if not stage.resumable:
             for partial in partials.values():
                 _remove(partial)
+
+
+def _check_outputs(stage: Stage, ports: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """Refuse output paths whose replacement would delete an input, another output, or a folder that no stage made."""
     for name in stage.outputs:
-        _remove(_state_file(ports[name]))
-    if executor_input is not None:
-        write_executor_output(json.loads(executor_input), {name: ports[name] for name in stage.outputs})
+        option, path = f"{stage.name}: --{name.replace('_', '-')} {ports[name]}", ports[name].resolve()
+        others = {**inputs, **{other: ports[other] for other in stage.outputs if other != name}, "working folder": Path()}
+        for other, place in others.items():
+            if place.resolve().is_relative_to(path):
+                raise ConfigError(f"{option}: would replace {other} ({place}); name a path of its own for each output")
+        if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+            raise ConfigError(f"{option}: is a folder that no stage wrote (it has no {MANIFEST}); move it away or name another path")
+
+
+def _explain(error: Exception, where: str) -> str | None:
+    """A sentence for trouble that lies in the machine, not in the stage; None for anything else."""
+    if _is_disk_full(error):
+        return f"disk full while writing to {where}; free some space or point the output ports at another disk; nothing half-written was kept"
+    if isinstance(error, PermissionError):
+        return f"may not use {error.filename}: {error.strerror}; change its permissions or point the port elsewhere"
+    return None
+
+
+def _publish(stage: str, partials: Mapping[str, Path], ports: Mapping[str, Path]) -> None:
+    """Give the outputs of a stage that succeeded their names, folders with a manifest."""
+    absent = [name for name, path in partials.items() if not path.exists()]
+    if absent:
+        raise RuntimeError(f"stage {stage} did not write {', '.join(absent)}")
+    for name, partial in partials.items():
+        if partial.is_dir() and not (partial / MANIFEST).is_file():
+            write_manifest(partial)
+        _replace(partial, ports[name])
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk or quota is at the root; libraries written in Rust or C++ say so only in their message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _state_file(output: Path) -> Path:
@@ -223,8 +313,9 @@ def _remove(path: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    _remove(target) if target.is_dir() else None
-    os.replace(source, target)
+    if source.is_dir() or target.is_dir():
+        _remove(target)
+    source.replace(target)
 
 
 def write_executor_output(executor_input: Mapping[str, Any], outputs: Mapping[str, Path]) -> None:
@@ -237,17 +328,23 @@ def write_executor_output(executor_input: Mapping[str, Any], outputs: Mapping[st
     for name, entry in declared.get("artifacts", {}).items():
         first = entry["artifacts"][0]
         metadata = dict(first.get("metadata", {})) | _scalars(outputs.get(name))
-        artifacts[name] = {"artifacts": [{"name": first["name"], "uri": first["uri"], "metadata": metadata}]}
+        artifacts[name] = {"artifacts": [{"name": first.get("name", name), "uri": first["uri"], "metadata": metadata}]}
     target = Path(declared["outputFile"])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"artifacts": artifacts}, allow_nan=False))
 
 
 def _scalars(path: Path | None) -> dict[str, float]:
-    """Flatten the finite numbers of a JSON file to dotted names; {} for any other output."""
-    if path is None or not path.is_file() or path.read_bytes()[:1] != b"{":
+    """Flatten the finite numbers of a JSON file to dotted names; {} for any other output (JSON lines begin alike)."""
+    if path is None or not path.is_file():
         return {}
-    return flatten(json.loads(path.read_text()))
+    with path.open("rb") as stream:
+        if stream.read(1) != b"{":
+            return {}
+    try:
+        return flatten(json.loads(path.read_bytes()))
+    except ValueError:
+        return {}
 
 
 def flatten(tree: object, prefix: str = "") -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Encoder features on disk: one safetensors file a shard, memory-mapped on reading, with each sample's metadata in it.
 
-Layout of a feature folder: `features.json` (encoder, tokens, dim, shards with their counts) and per shard `NAME.safetensors`:
+Layout of a feature folder: `features.json` (encoder, tokens, dim, shards with their counts), `blank.safetensors` and per shard `NAME.safetensors`:
 `features` (samples, tokens, dim) float16, `meta` (bytes,) uint8 of concatenated JSON, `offsets` (samples + 1,) int64 into it.
 Reading touches only the rows asked for, so ten times the data takes no more memory.
 """
@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anymal.data.tensors import save_tensors
 from anymal.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "features.json"
+BLANK = "blank.safetensors"
+"""Features of an empty medium (a plain grey picture), shape (1, tokens, dim): the blank control."""
 
 
 def write_feature_shard(path: Path, features: np.ndarray, metas: Sequence[dict[str, Any]]) -> None:
@@ -29,19 +32,18 @@ def write_feature_shard(path: Path, features: np.ndarray, metas: Sequence[dict[s
     Raises:
         DataError: if there are not as many metadata records as samples, or a value is not finite in float16.
     """
-    from safetensors.numpy import save_file
+    import torch
 
     if len(features) != len(metas):
         raise DataError(f"{path}: {len(features)} feature rows for {len(metas)} samples")
-    half = features.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = features.astype(np.float16)
     if not np.isfinite(half).all():
         raise DataError(f"{path}: the encoder gave values that float16 cannot hold; scale its output or store another layer")
     texts = [json.dumps(meta, sort_keys=True, ensure_ascii=False).encode() for meta in metas]
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    blob = np.frombuffer(b"".join(texts), dtype=np.uint8)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({"features": half, "meta": blob, "offsets": offsets}, temporary)
-    temporary.replace(path)
+    blob = np.frombuffer(bytearray(b"".join(texts)), dtype=np.uint8)
+    save_tensors(path, {"features": torch.from_numpy(half), "meta": torch.from_numpy(blob), "offsets": torch.from_numpy(offsets)})
 
 
 class FeatureStore:
@@ -57,6 +59,7 @@ class FeatureStore:
         index = folder / INDEX
         if not index.is_file():
             raise DataError(f"{folder}: has no {INDEX}; it is not a finished feature folder, run encode")
+        self._folder = folder
         self.info: dict[str, Any] = json.loads(index.read_text())
         self.tokens: int = self.info["tokens"]
         self.dim: int = self.info["dim"]
@@ -75,7 +78,8 @@ class FeatureStore:
             self._files.append(file)
             self._starts.append(self._starts[-1] + shard["count"])
         if not self._files:
-            raise DataError(f"{folder}: holds no features of split {split!r}; it has {sorted({s['name'].rsplit('-', 1)[0] for s in self.info['shards']})}")
+            splits = sorted({shard["name"].rsplit("-", 1)[0] for shard in self.info["shards"]})
+            raise DataError(f"{folder}: holds no features of split {split!r}; it has {', '.join(splits)}")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -93,6 +97,13 @@ class FeatureStore:
             file, local = self._locate(row)
             parts.append(file.get_slice("features")[local : local + 1])
         return torch.cat(parts)
+
+    def blank(self) -> torch.Tensor:
+        """Features of an empty medium, shape (tokens, dim), float16: what the blank control feeds the model."""
+        from safetensors.torch import load_file
+
+        features: torch.Tensor = load_file(self._folder / BLANK)["features"][0]
+        return features
 
     def meta(self, row: int) -> dict[str, Any]:
         """Metadata of one row, as curate wrote it."""

@@ -71,7 +71,8 @@ class ShardWriter:
         if self._count % self._limit == 0:
             if self._tar is not None:
                 self._tar.close()
-            self._tar = tarfile.open(self._folder / f"{self._split}-{self._count // self._limit:05d}.tar", "w", format=tarfile.USTAR_FORMAT)
+            path = self._folder / f"{self._split}-{self._count // self._limit:05d}.tar"
+            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 -- closed at the next shard or by __exit__
         self._count += 1
         self._add(f"{sample.key}.{sample.extension}", sample.data)
         self._add(f"{sample.key}.json", json.dumps(sample.meta, sort_keys=True, ensure_ascii=False).encode())

@@ -68,6 +68,7 @@ def tokenize(prompt: Prompt, tokenizer: Any) -> Pieces:
     parts = PLACEHOLDER.split(text)
     wanted, given = parts[1::2], [medium.modality for medium in prompt.media]
     if wanted != given:
-        raise DataError(f"the prompt's placeholders are {wanted or 'none'} but the inputs given are {given or 'none'}; give one input per placeholder, in order")
+        raise DataError(f"the prompt's placeholders are {wanted or 'none'} but the inputs given are {given or 'none'}; "
+                        "give one input per placeholder, in order")
     texts = tuple(tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else () for part in parts[0::2])
     return Pieces(texts, tuple(prompt.media))

@@ -1,0 +1,40 @@
+# Every target sets the environment up first; that is a no-op when nothing changed.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= python3
+export PYTHON
+
+.PHONY: help setup demo repro test check compile ui clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 \t/p' Makefile
+
+setup:  ## make .venv with everything the project needs
+	@scripts/setup.sh
+
+demo: setup  ## from public packages to a measured, registered model, and a summary
+	@started=$$(date +%s); \
+	ANYMAL_GRAPH_RUN=demo-$$started dvc repro && python scripts/summary.py --started $$started
+
+repro: setup  ## run what changed
+	@ANYMAL_GRAPH_RUN=repro-$$(date +%s) dvc repro
+
+test: setup  ## linters, types, all tests
+	ruff check .
+	mypy
+	pytest -n 2 --dist loadfile -m "not slow"
+	pytest -m slow
+
+check: setup  ## linters, types, import rules and the contract of the stages: under a minute
+	ruff check .
+	mypy
+	pytest -q tests/test_contract.py tests/test_architecture.py
+
+compile: setup  ## Kubeflow's intermediate representation into dist/
+	python -m pipelines.compile dist
+
+ui: setup  ## MLflow on this machine only: http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+clean:  ## remove compiled and cached files; data, models and results stay
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

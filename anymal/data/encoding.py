@@ -1,0 +1,84 @@
+"""Shards of media to shards of features: decoding in threads while the encoder computes, one shard in memory at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anymal.data.features import BLANK, INDEX, write_feature_shard
+from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.shards import Sample, read_shard, shard_paths
+from anymal.data.tensors import save_tensors
+from anymal.errors import DataError
+from anymal.model.encoders import Encoder, open_image
+from anymal.progress import track
+
+
+def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: int, workers: int, description: dict[str, Any]) -> None:
+    """Write `target` (see `anymal.data.features`) from all shards of a curated folder.
+
+    Shards that `target` already holds whole are kept, so that a run that was killed goes on where it stopped.
+
+    Raises:
+        DataError: if the folder does not match its manifest, or a sample cannot be decoded.
+    """
+    verify_manifest(shards)
+    target.mkdir(parents=True, exist_ok=True)
+    blank = torch.from_numpy(encoder.preprocess(Image.new("RGB", (256, 256), "grey")))[None]
+    save_tensors(target / BLANK, {"features": encoder.forward(blank).half()})
+    index = []
+    with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="images") as bar:
+        for path in shard_paths(shards):
+            done = target / f"{path.stem}.json"
+            if not done.is_file():
+                count = _encode_shard(encoder, path, target / f"{path.stem}.safetensors", pool=pool, batch_size=batch_size, bar=bar)
+                temporary = done.with_name(f".{done.name}.partial")
+                temporary.write_text(json.dumps({"name": path.stem, "count": count}))
+                temporary.replace(done)
+            index.append(json.loads(done.read_text()))
+    for entry in index:
+        (target / f"{entry['name']}.json").unlink()
+    document = {**description, "tokens": encoder.tokens, "dim": encoder.dim, "shards": index}
+    (target / INDEX).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    write_manifest(target)
+
+
+def _encode_shard(encoder: Encoder, path: Path, target: Path, *, pool: ThreadPoolExecutor, batch_size: int, bar: Any) -> int:
+    metas: list[dict[str, Any]] = []
+    parts = []
+    for samples, pixels in _batches(encoder, path, pool, batch_size):
+        metas += [{**sample.meta, "key": sample.key} for sample in samples]
+        parts.append(encoder.forward(torch.from_numpy(np.stack(pixels))).numpy().astype(np.float16))
+        bar.update(len(samples))
+    write_feature_shard(target, np.concatenate(parts), metas)
+    return len(metas)
+
+
+def _batches(encoder: Encoder, path: Path, pool: ThreadPoolExecutor, batch_size: int) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
+    """Decoded batches in order; at most two batches are decoded ahead of the encoder."""
+
+    def decode(sample: Sample) -> np.ndarray:
+        return encoder.preprocess(open_image(io.BytesIO(sample.data), f"{path}: {sample.key}.{sample.extension}"))
+
+    waiting: deque[tuple[Sample, Future[np.ndarray]]] = deque()
+    samples = read_shard(path)
+    empty = True
+    while True:
+        while len(waiting) < 3 * batch_size and (sample := next(samples, None)) is not None:
+            waiting.append((sample, pool.submit(decode, sample)))
+        batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        if not batch:
+            break
+        empty = False
+        yield [sample for sample, _ in batch], [future.result() for _, future in batch]
+    if empty:
+        raise DataError(f"{path}: holds no sample; run curate again")

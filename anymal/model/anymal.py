@@ -1,0 +1,261 @@
+"""AnyMAL: modality tokens from frozen encoders through projectors into a frozen LLM (paper section 3.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anymal.data.manifest import verify_manifest
+from anymal.errors import BundleError, DataError, NumericalError
+from anymal.model.encoders import Encoder, load_encoder, open_image
+from anymal.model.llm import PrefixCache, load_llm
+from anymal.model.projectors import build_projector
+from anymal.model.prompt import Pieces, Prompt, Template, tokenize
+from anymal.progress import track
+
+CHECKPOINT_METADATA = "projector.json"
+CHECKPOINT_WEIGHTS = "projector.safetensors"
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Negative log-likelihoods of the target tokens of a batch, all samples one after another, in nats."""
+
+    values: Tensor
+    """(target tokens of the whole batch,), float32."""
+    lengths: list[int]
+    """Target tokens of each sample."""
+
+
+class AnyMAL(nn.Module):
+    """A frozen causal LM that reads media through one projector per modality.
+
+    Args:
+        llm: a frozen causal LM of transformers; never rewritten, only called with embeddings.
+        tokenizer: its tokenizer, with a chat template.
+        projectors: modality -> module from (batch, tokens, encoder dim) to (batch, tokens, LLM dim).
+        templates: the prompts it was trained with, by name ("caption", "question").
+        metadata: modality -> what its checkpoint records (encoder, projector, …).
+        encoder_folders: modality -> asset folder of its encoder, loaded only when `encode` is called.
+    """
+
+    def __init__(self, llm: Any, tokenizer: Any, projectors: Mapping[str, nn.Module], *, templates: Mapping[str, Template],
+                 metadata: Mapping[str, dict[str, Any]], encoder_folders: Mapping[str, Path]) -> None:
+        super().__init__()
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.projectors = nn.ModuleDict(projectors)
+        self.templates = dict(templates)
+        self.metadata = dict(metadata)
+        self._encoder_folders = dict(encoder_folders)
+        self._encoders: dict[str, Encoder] = {}
+        self._prefixes = PrefixCache(llm)
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    def encoder(self, modality: str) -> Encoder:
+        """The frozen encoder of a modality, loaded on first use."""
+        if modality not in self._encoder_folders:
+            raise DataError(f"this model has no projector for '{modality}'; it reads {', '.join(self._encoder_folders) or 'text only'}")
+        if modality not in self._encoders:
+            spec = self.metadata[modality]["encoder"]
+            self._encoders[modality] = load_encoder(spec["kind"], self._encoder_folders[modality], spec["layer"])
+        return self._encoders[modality]
+
+    def encode(self, modality: str, paths: Sequence[Path]) -> list[Tensor]:
+        """Features of the files, each (tokens, encoder dim), float16 as the feature shards hold them."""
+        encoder = self.encoder(modality)
+        features = []
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+            pixels = encoder.preprocess(open_image(path, str(path)))
+            features.append(encoder.forward(torch.from_numpy(pixels)[None])[0].half())
+        return features
+
+    def tokenize(self, prompt: Prompt) -> Pieces:
+        """One tokenisation path for training, scoring and generation; names a modality that has no projector."""
+        for medium in prompt.media:
+            if medium.modality not in self.projectors:
+                raise DataError(f"this model has no projector for '{medium.modality}'; it reads {', '.join(self.projectors) or 'text only'}")
+        return tokenize(prompt, self.tokenizer)
+
+    def target_ids(self, target: str) -> list[int]:
+        """Token ids of an answer, the end of turn included."""
+        return [*self.tokenizer(target, add_special_tokens=False)["input_ids"], self.end_of_turn]
+
+    def token_losses(self, samples: Sequence[Pieces], targets: Sequence[Sequence[int]]) -> TokenLosses:
+        """Negative log-likelihood of each target token given its prompt; logits are made for these positions only.
+
+        Sequences are padded on the right, where causal attention never looks, so padding cannot change a loss.
+        """
+        shared = self._shared_prefix(samples)
+        rows = [torch.cat([row, self._embed(target[:-1])]) for row, target in zip(self._embed_prompts(samples, len(shared)), targets, strict=True)]
+        lengths = [len(row) for row in rows]
+        batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        positions = torch.arange(len(shared), len(shared) + batch.shape[1], device=batch.device).expand(len(rows), -1)
+        cache = self._prefixes.get(shared, len(rows)) if shared else None
+        hidden = self.llm.base_model(
+            inputs_embeds=batch, position_ids=positions, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        supervised = torch.cat([hidden[i, length - len(target) : length] for i, (length, target) in enumerate(zip(lengths, targets, strict=True))])
+        logits = self.llm.get_output_embeddings()(supervised).float()
+        wanted = torch.tensor([token for target in targets for token in target], device=logits.device)
+        return TokenLosses(functional.cross_entropy(logits, wanted, reduction="none"), [len(target) for target in targets])
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], targets: Sequence[str], *, batch_size: int, progress: str | None = None) -> list[tuple[float, int]]:
+        """Summed negative log-likelihood (nats, end of turn included) and number of tokens of each target given its prompt."""
+        samples, ids = [self.tokenize(prompt) for prompt in prompts], [self.target_ids(target) for target in targets]
+        results: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
+        for rows in self._batches([_length(s) + len(t) for s, t in zip(samples, ids, strict=True)], batch_size, progress):
+            losses = self.token_losses([samples[i] for i in rows], [ids[i] for i in rows])
+            for i, part in zip(rows, losses.values.split(losses.lengths), strict=True):
+                results[i] = (float(part.double().sum()), len(part))
+        if not all(torch.isfinite(torch.tensor(total)) for total, _ in results):
+            raise NumericalError("scoring gave a value that is not finite; the projector's weights are damaged or the dtype is too narrow")
+        return results
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int, progress: str | None = None) -> list[str]:
+        """Greedy answers, without the end of turn and stripped of surrounding white space."""
+        samples = [self.tokenize(prompt) for prompt in prompts]
+        answers = [""] * len(samples)
+        for rows in self._batches([_length(s) for s in samples], batch_size, progress):
+            texts = self._generate([samples[i] for i in rows], max_new_tokens)
+            for i, text in zip(rows, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _generate(self, samples: Sequence[Pieces], max_new_tokens: int) -> list[str]:
+        rows = self._embed_prompts(samples, 0)
+        longest = max(map(len, rows))
+        batch = torch.stack([functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        mask = torch.stack([(torch.arange(longest, device=batch.device) >= longest - len(row)).long() for row in rows])
+        out = self.llm.generate(inputs_embeds=batch, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+                                eos_token_id=self.end_of_turn, pad_token_id=self.end_of_turn)
+        return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+    def _batches(self, lengths: Sequence[int], batch_size: int, progress: str | None) -> Any:
+        """Rows in batches of like length, longest first (so that memory peaks at once)."""
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        with track(total=len(order), label=progress or "", unit="samples") if progress else _NoBar() as bar:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                yield rows
+                bar.update(len(rows))
+
+    @staticmethod
+    def _shared_prefix(samples: Sequence[Pieces]) -> tuple[int, ...]:
+        first = samples[0].texts[0]
+        return first if samples[0].media and all(sample.texts[0] == first for sample in samples) else ()
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        tokens = torch.tensor(list(ids), dtype=torch.long, device=self.llm.device)
+        embedded: Tensor = self.llm.get_input_embeddings()(tokens)
+        return embedded
+
+    def _embed_prompts(self, samples: Sequence[Pieces], skip: int) -> list[Tensor]:
+        """Each prompt as embeddings (tokens, LLM dim), the first `skip` tokens left out; media are projected a modality at a time."""
+        projected = self._project(samples)
+        rows = []
+        for sample, media in zip(samples, projected, strict=True):
+            parts = [self._embed(sample.texts[0][skip:])]
+            for tokens, text in zip(media, sample.texts[1:], strict=True):
+                parts += [tokens, self._embed(text)]
+            rows.append(torch.cat(parts))
+        return rows
+
+    def _project(self, samples: Sequence[Pieces]) -> list[list[Tensor]]:
+        places: dict[str, list[tuple[int, int]]] = {}
+        for i, sample in enumerate(samples):
+            for j, medium in enumerate(sample.media):
+                places.setdefault(medium.modality, []).append((i, j))
+        out: list[list[Tensor]] = [[torch.empty(0)] * len(sample.media) for sample in samples]
+        for modality, spots in places.items():
+            projector = self.projectors[modality]
+            weights = next(projector.parameters())
+            features = torch.stack([samples[i].media[j].features for i, j in spots]).to(weights.device, weights.dtype)
+            for (i, j), tokens in zip(spots, projector(features).to(self.llm.get_input_embeddings().weight.dtype), strict=True):
+                out[i][j] = tokens
+        return out
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        pass
+
+
+def _length(sample: Pieces) -> int:
+    return sum(map(len, sample.texts)) + sum(len(medium.features) for medium in sample.media)
+
+
+def embedding_scale(llm: Any) -> float:
+    """Root mean square of the LLM's token embeddings: the scale that its first layer expects of modality tokens."""
+    return float(llm.get_input_embeddings().weight.float().pow(2).mean().sqrt())
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint folder whose files are all there and unchanged.
+
+    Raises:
+        BundleError: naming what is missing, extra or changed.
+    """
+    verify_manifest(folder, error=BundleError)
+    metadata: dict[str, Any] = json.loads((folder / CHECKPOINT_METADATA).read_text())
+    return metadata
+
+
+def load_projector(folder: Path, metadata: Mapping[str, Any]) -> nn.Module:
+    """Build the projector that a checkpoint describes and load all its weights; a missing or extra tensor is refused."""
+    from safetensors.torch import load_file
+
+    projector = build_projector(metadata["projector"]["kind"], metadata["projector"]["arguments"])
+    try:
+        projector.load_state_dict(load_file(folder / CHECKPOINT_WEIGHTS), strict=True)
+    except RuntimeError as error:
+        raise BundleError(f"{folder / CHECKPOINT_WEIGHTS}: does not fit the projector that {CHECKPOINT_METADATA} describes: {error}") from error
+    return projector.eval().requires_grad_(False)
+
+
+def load_anymal(assets: Path | Mapping[str, Path], checkpoints: Sequence[Path], *, dtype: str = "bfloat16", quantization: str = "none",
+                attention: str = "eager") -> AnyMAL:
+    """Assemble a model for inference from checkpoint folders (one per modality).
+
+    Args:
+        assets: the folder that holds one folder per asset name, or asset name -> folder.
+        checkpoints: folders that align wrote; all must name the same LLM.
+        dtype: of the LLM. Generation may use another precision than training did (paper section 3.1).
+
+    Raises:
+        BundleError: if a checkpoint is damaged or two checkpoints disagree.
+    """
+    described = {folder: read_checkpoint(folder) for folder in checkpoints}
+    llms = {metadata["llm"] for metadata in described.values()}
+    if len(llms) != 1:
+        raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: must be of one LLM, they name {', '.join(sorted(llms)) or 'none'}")
+
+    def asset(name: str) -> Path:
+        return assets / name if isinstance(assets, Path) else assets[name]
+
+    llm, tokenizer = load_llm(asset(llms.pop()), dtype=dtype, quantization=quantization, attention=attention)
+    metadata = {entry["modality"]: entry for entry in described.values()}
+    templates = {name: Template(**template) for entry in metadata.values() for name, template in entry["templates"].items()}
+    return AnyMAL(
+        llm, tokenizer, {entry["modality"]: load_projector(folder, entry).to(llm.device) for folder, entry in described.items()},
+        templates=templates, metadata=metadata, encoder_folders={m: asset(entry["encoder"]["asset"]) for m, entry in metadata.items()})

@@ -1,0 +1,72 @@
+"""Perceiver Resampler (Flamingo): any number of encoder tokens in, a fixed number of LLM tokens out (paper section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to keys and values made of the media and the latents themselves."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_media = nn.LayerNorm(dim)
+        self.norm_latents = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        """Media (batch, tokens, dim) and latents (batch, latents, dim) to (batch, latents, dim)."""
+        latents = self.norm_latents(latents)
+        keys, values = self.to_kv(torch.cat([self.norm_media(media), latents], dim=1)).chunk(2, dim=-1)
+        query, keys, values = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), keys, values))
+        attended = functional.scaled_dot_product_attention(query, keys, values)
+        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class PerceiverResampler(nn.Module):
+    """`layers` rounds of cross-attention and a GELU feed-forward (×4), each with a residual, then a LayerNorm.
+
+    Args:
+        media_dim: width of the encoder's tokens.
+        media_tokens: number of encoder tokens.
+        dim: width of the LLM's embeddings; must be a multiple of `heads`.
+        tokens: how many tokens come out (the paper: 64 for images).
+        layers: 6 in the paper for images.
+        heads: attention heads.
+        media_positions: add a learned embedding to each encoder token. Needed by encoders whose tokens carry no position
+            (a CNN's grid); without it the resampler cannot tell left from right. ViT tokens carry theirs.
+        output_scale: initial root mean square of each output value; that of the LLM's own embeddings keeps early training stable.
+    """
+
+    def __init__(self, *, media_dim: int, media_tokens: int, dim: int, tokens: int, layers: int, heads: int,
+                 media_positions: bool, output_scale: float) -> None:
+        super().__init__()
+        self.to_dim = nn.Linear(media_dim, dim)
+        self.norm_input = nn.LayerNorm(dim)
+        self.positions = nn.Parameter(torch.randn(media_tokens, dim) * 0.02) if media_positions else None
+        self.latents = nn.Parameter(torch.randn(tokens, dim) * 0.02)
+        self.attention = nn.ModuleList(PerceiverAttention(dim, heads) for _ in range(layers))
+        self.feed_forward = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        nn.init.constant_(self.norm.weight, output_scale)
+
+    def forward(self, media: Tensor) -> Tensor:
+        """Encoder features (batch, media_tokens, media_dim) to LLM tokens (batch, tokens, dim)."""
+        media = self.norm_input(self.to_dim(media))
+        if self.positions is not None:
+            media = media + self.positions
+        latents = self.latents.expand(len(media), -1, -1)
+        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+            latents = latents + attention(media, latents)
+            latents = latents + feed_forward(latents)
+        out: Tensor = self.norm(latents)
+        return out

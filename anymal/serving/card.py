@@ -1,0 +1,124 @@
+"""The model card in the Hugging Face format, filled from what the stages wrote and from nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from anymal import __version__
+
+MAX_STATISTICS = 60
+MISSING = "–"
+
+
+def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, Any]], assets: Mapping[str, Mapping[str, Any]],
+               evaluation: Mapping[str, Any], statistics: Mapping[str, Any], inference: Mapping[str, Any], seed: int,
+               inputs: Mapping[str, str]) -> str:
+    """Markdown with a YAML header; the same arguments give the same text.
+
+    Args:
+        checkpoints: modality -> content of projector.json.
+        assets: name -> `{"entry": asset.json, "sha256": of its manifest}`.
+        evaluation: content of results/evaluate.json.
+        statistics: content of results/curate.json.
+        inputs: port -> SHA-256.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(trim_blocks=False, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701
+    template = environment.from_string(files("anymal.serving").joinpath("card.md").read_text(encoding="utf-8"))
+    tasks = [_task(modality, task, body) for modality, by_task in sorted(evaluation.items()) for task, body in sorted(by_task.items())
+             if isinstance(body, Mapping) and _figures(body)]
+    flat = sorted(_scalars(statistics).items())
+    roles = {checkpoint["llm"]: "language model" for checkpoint in checkpoints.values()}
+    roles |= {checkpoint["encoder"]["asset"]: f"{modality} encoder" for modality, checkpoint in checkpoints.items()}
+    described = {key: _describe(key, assets[key]) for key in sorted(assets)}
+    return template.render(
+        header=_header(name, list(checkpoints), tasks, assets, roles), name=name, alias=alias, modalities=sorted(checkpoints),
+        parts=[{**described[key], "role": role} for key, role in roles.items()], checkpoints=dict(sorted(checkpoints.items())),
+        inference=dict(inference), statistics=flat[:MAX_STATISTICS], statistics_left_out=max(0, len(flat) - MAX_STATISTICS),
+        assets=list(described.values()), tasks=tasks, limits=_limits(evaluation, checkpoints), version=__version__, seed=seed, inputs=dict(inputs))
+
+
+def _header(name: str, modalities: list[str], tasks: list[dict[str, Any]], assets: Mapping[str, Mapping[str, Any]], roles: Mapping[str, str]) -> str:
+    from ruamel.yaml import YAML
+
+    licences = {assets[key]["entry"]["licence"]["id"] for key in roles}
+    header: dict[str, Any] = {"library_name": "anymal", "tags": ["anymal", "multimodal", *sorted(modalities)], "language": ["en"]}
+    if len(licences) == 1:
+        header["license"] = next(iter(licences)).lower()
+    else:
+        header |= {"license": "other", "license_name": " AND ".join(sorted(licences))}
+    bases = [assets[key]["entry"]["repo"] for key in roles if assets[key]["entry"]["kind"] == "hf"]
+    if bases:
+        header["base_model"] = bases
+    if modalities == ["image"]:
+        header["pipeline_tag"] = "image-text-to-text"
+    results = [{"task": {"type": "image-text-to-text" if task["modality"] == "image" else "any-to-any", "name": task["name"]},
+                "dataset": {"name": "held-out split", "type": "anymal-curated"}, "metrics": [
+                    {"type": row["name"], "name": row["name"], "value": float(row["value"])} for row in task["rows"] if row["value"] != MISSING]}
+               for task in tasks]
+    if results:
+        header["model-index"] = [{"name": name, "results": results}]
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 1000
+    yaml.dump(header, stream)
+    return stream.getvalue()
+
+
+def _describe(name: str, record: Mapping[str, Any]) -> dict[str, str]:
+    entry = record["entry"]
+    source = {
+        "pip": lambda: f"PyPI {entry['package']} {entry['version']}", "apt": lambda: f"Debian {entry['package']} {entry['version']}",
+        "hf": lambda: f"Hugging Face {entry['repo']} at {entry['revision'][:12]}", "s3": lambda: str(entry["url"]),
+        "file": lambda: "local file",
+    }.get(entry["kind"], lambda: str(entry["kind"]))  # fmt: skip
+    return {"name": name, "source": source(), "licence": entry["licence"]["id"], "sha256": record["sha256"]}
+
+
+def _figures(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {key: value for key, value in body.items() if isinstance(value, Mapping) and "value" in value}
+
+
+def _task(modality: str, task: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    controls = dict(sorted(body.get("controls", {}).items()))
+    rows = [{"name": key, **{part: _number(figure.get(part)) for part in ("value", "low", "high", "n")},
+             "controls": [_number(figures.get(key, {}).get("value")) for figures in controls.values()]}
+            for key, figure in sorted(_figures(body).items())]
+    notes = [(key, " ".join(str(body[key]).split())) for key in ("prompt", "normaliser", "protocol") if key in body]
+    return {"name": f"{modality} {task}", "modality": modality, "rows": rows, "controls": list(controls), "notes": notes}
+
+
+def _number(value: object) -> str:
+    return MISSING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _scalars(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str) and len(str(value)) <= 100:
+            flat[f"{prefix}{key}"] = _number(value).replace("|", "\\|")
+    return flat
+
+
+def _limits(evaluation: Mapping[str, Any], checkpoints: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    limits = ["It was measured only on the tasks above, on held-out data of the same sources as its training data; "
+              "other pictures, languages and tasks may go worse."]
+    for modality in sorted(checkpoints):
+        for task, body in sorted(evaluation.get(modality, {}).items()):
+            accuracy = body.get("accuracy") if isinstance(body, Mapping) else None
+            if accuracy is not None and accuracy.get("value") is not None:
+                limits.append(f"{modality} {task}: {100 * (1 - accuracy['value']):.0f}% of its answers to held-out questions were wrong.")
+    unmeasured = sorted(set(checkpoints) - set(evaluation))
+    if unmeasured:
+        limits.append(f"Not measured at all: {', '.join(unmeasured)}.")
+    if "safety" not in evaluation:
+        limits.append("Its safety was not measured: no figures on harmful, biased or private content. Do not put it in front of users without that.")
+    limits.append("Descriptions can name things that are not there; do not rely on them where an error can hurt.")
+    return limits

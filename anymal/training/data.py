@@ -1,0 +1,129 @@
+"""What training reads: batches that are a pure function of seed and step, so that resuming needs no data position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anymal.data.features import FeatureStore
+from anymal.errors import DataError
+from anymal.model.anymal import AnyMAL
+from anymal.model.prompt import Medium, Pieces, Prompt
+
+POOL_BATCHES = 8
+"""Batches drawn together and bucketed by length; padding falls below 10% from about 8 on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts and target token ids of equal number."""
+
+    prompts: list[Pieces]
+    targets: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(map(len, self.targets))
+
+
+class CaptionData:
+    """Captions (and, on request, questions) of one split as training batches.
+
+    Args:
+        question_share: probability that a batch holds questions about its pictures instead of captions; 0 is the paper's
+            alignment. Batches never mix the two, so that each has one constant prompt prefix.
+    """
+
+    def __init__(self, model: AnyMAL, store: FeatureStore, modality: str, *, batch_size: int, question_share: float, seed: int) -> None:
+        self._model, self._store, self._modality = model, store, modality
+        self._batch_size, self._share, self._seed = batch_size, question_share, seed
+        self._rows: dict[str, list[int]] = {"caption": [], "question": []}
+        for row in range(len(store)):
+            meta = store.meta(row)
+            for task, field in (("caption", "captions"), ("question", "questions")):
+                if meta[field]:
+                    self._rows[task].append(row)
+        wanted = ["caption"] * (question_share < 1) + ["question"] * (question_share > 0)
+        for task in wanted:
+            if len(self._rows[task]) < batch_size:
+                raise DataError(f"the features hold {len(self._rows[task])} samples with a {task}, fewer than one batch of {batch_size}; "
+                                "lower batch_size or curate more data")
+        self._pools: dict[str, tuple[int, list[Batch]]] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: the same for the same seed and step, whatever came before."""
+        pool, place = divmod(step, POOL_BATCHES)
+        task = "question" if np.random.default_rng((self._seed, 1, step)).random() < self._share else "caption"
+        if task not in self._pools or self._pools[task][0] != pool:
+            self._pools[task] = (pool, self._make_pool(task, pool))
+        return self._pools[task][1][place]
+
+    def _make_pool(self, task: str, pool: int) -> list[Batch]:
+        rows = self._draw(task, pool)
+        examples = [self._example(row, task, np.random.default_rng((self._seed, 2, pool, place))) for place, row in enumerate(rows)]
+        order = sorted(range(len(rows)), key=lambda i: (_length(*examples[i]), i))
+        chunks = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
+        np.random.default_rng((self._seed, 3, pool)).shuffle(chunks)
+        return [Batch([examples[i][0] for i in chunk], [examples[i][1] for i in chunk]) for chunk in chunks]
+
+    def _draw(self, task: str, pool: int) -> list[int]:
+        """Rows of a pool: consecutive places of an endless series of epoch permutations."""
+        rows = self._rows[task]
+        size = POOL_BATCHES * self._batch_size
+        drawn: list[int] = []
+        place = pool * size
+        while len(drawn) < size:
+            epoch, offset = divmod(place, len(rows))
+            order = np.random.default_rng((self._seed, 4, epoch)).permutation(len(rows))
+            part = order[offset : offset + size - len(drawn)]
+            drawn += [rows[i] for i in part]
+            place += len(part)
+        return drawn
+
+    def _example(self, row: int, task: str, rng: np.random.Generator) -> tuple[Pieces, list[int]]:
+        meta = self._store.meta(row)
+        template = self._model.templates[task]
+        if task == "caption":
+            question, target = None, _choice(meta["captions"], rng)
+        else:
+            pair = _choice(meta["questions"], rng)
+            question, target = pair["question"], pair["answer"]
+        prompt = Prompt(template.messages(question), [Medium(self._modality, self._store.features([row])[0])])
+        return self._model.tokenize(prompt), self._model.target_ids(target)
+
+
+class GroundingControls:
+    """The same held-out captions scored with the right medium, another sample's, and an empty one (design section 5)."""
+
+    def __init__(self, model: AnyMAL, store: FeatureStore, modality: str, *, samples: int, batch_size: int, seed: int) -> None:
+        rows = np.random.default_rng((seed, 5)).permutation(len(store))[:samples].tolist()
+        if len(rows) < 2:
+            raise DataError(f"the validation split holds {len(rows)} samples; at least 2 are needed to shuffle inputs")
+        self._model, self._batch_size = model, batch_size
+        template = model.templates["caption"]
+        features, blank = store.features(rows), store.blank()
+        inputs = {"right": list(features), "shuffled": [*features[1:], features[0]], "blank": [blank] * len(rows)}
+        self._prompts = {name: [Prompt(template.messages(), [Medium(modality, x)]) for x in media] for name, media in inputs.items()}
+        self._targets = [store.meta(row)["captions"][0] for row in rows]
+
+    def losses(self) -> dict[str, float]:
+        """Negative log-likelihood in nats per token under each condition: `right`, `shuffled`, `blank`."""
+        out = {}
+        for name, prompts in self._prompts.items():
+            scores = self._model.score(prompts, self._targets, batch_size=self._batch_size)
+            out[name] = sum(total for total, _ in scores) / sum(count for _, count in scores)
+        return out
+
+
+def _choice(items: Sequence[Any], rng: np.random.Generator) -> Any:
+    return items[int(rng.integers(len(items)))]
+
+
+def _length(prompt: Pieces, target: Sequence[int]) -> int:
+    return sum(map(len, prompt.texts)) + len(target)
+
+

@@ -1,0 +1,148 @@
+"""The one training loop: batches in, trained modules and a history out, resumable at any step to the bit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anymal import tracking
+from anymal.errors import Interrupted, NumericalError
+from anymal.model.anymal import AnyMAL
+from anymal.progress import track
+from anymal.training.checkpoint import load_state, save_state
+from anymal.training.data import Batch
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How weights move: AdamW with linear warm-up, then cosine decay to zero.
+
+    Attributes:
+        learning_rate: the peak.
+        warmup_steps: steps until the peak.
+        gradient_clip: largest gradient norm.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, a pure function of it."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, optimization: Optimization, validate: Callable[[], dict[str, float]],
+          validate_every: int, checkpoint_every: int, folder: Path, label: str) -> list[dict[str, Any]]:
+    """Train `trained` (part of `model`) for `optimization.steps` steps; go on from `folder` if it holds a state.
+
+    Args:
+        batch: step -> batch; must be a pure function of the step.
+        validate: called every `validate_every` steps and after the last; its figures join the history.
+        folder: where the state is kept, every `checkpoint_every` steps and on SIGTERM or SIGINT.
+
+    Returns:
+        One record per step: `step`, `loss` (nats per target token), `learning_rate`, `gradient_norm`, and `validation` where made.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, with the state saved.
+        NumericalError: if the loss is not finite.
+    """
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=optimization.learning_rate, betas=(0.9, 0.95), weight_decay=optimization.weight_decay)
+    first, history = load_state(folder, trained, optimizer)
+    if first:
+        tracking.log_metrics({"resumed_at_step": first}, step=first)
+    rates = _Throughput()
+    trained.train()
+    with _stop_signals() as stop, track(total=optimization.steps, label=label, unit="steps") as bar:
+        bar.update(first)
+        for step in range(first, optimization.steps):
+            started, examples = time.perf_counter(), batch(step)
+            record = _step(model, optimizer, examples, optimization=optimization, step=step)
+            rates.add(examples.tokens, time.perf_counter() - started)
+            last = step + 1 == optimization.steps
+            if (step + 1) % validate_every == 0 or last:
+                trained.eval()
+                record["validation"] = validate()
+                trained.train()
+            history.append(record)
+            _log(record, rates)
+            bar.update(1)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, {rates.tokens_per_second:.0f} target tokens/s", refresh=False)
+            if (step + 1) % checkpoint_every == 0 or last or stop.is_set():
+                save_state(folder, step + 1, trained, optimizer, history)
+            if stop.is_set() and not last:
+                raise Interrupted(f"{label}: stopped after step {step + 1} of {optimization.steps}; the state is saved, "
+                                  "run the same command to go on")
+    return history
+
+
+def _step(model: AnyMAL, optimizer: torch.optim.Optimizer, batch: Batch, *, optimization: Optimization, step: int) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        group["lr"] = optimization.rate(step)
+    loss = model.token_losses(batch.prompts, batch.targets).values.mean()
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NumericalError(f"step {step + 1}: the loss is {value}; lower learning_rate = {optimization.learning_rate} "
+                             f"or gradient_clip = {optimization.gradient_clip}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], optimization.gradient_clip))
+    optimizer.step()
+    return {"step": step + 1, "loss": value, "learning_rate": optimization.rate(step), "gradient_norm": norm}
+
+
+def _log(record: dict[str, Any], rates: _Throughput) -> None:
+    figures = {name: record[name] for name in ("loss", "learning_rate", "gradient_norm")}
+    figures |= {f"validation_{name}": value for name, value in record.get("validation", {}).items()}
+    figures |= {"steps_per_second": rates.steps_per_second, "target_tokens_per_second": rates.tokens_per_second}
+    tracking.log_metrics(figures, step=record["step"])
+
+
+class _Throughput:
+    """Steps and target tokens per second of training itself, validation and checkpoints left out."""
+
+    def __init__(self) -> None:
+        self._steps, self._tokens, self._seconds = 0, 0, 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self._steps, self._tokens, self._seconds = self._steps + 1, self._tokens + tokens, self._seconds + seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        return self._steps / self._seconds if self._seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn SIGTERM and SIGINT into an event while training runs (in the main thread; elsewhere signals cannot be caught)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

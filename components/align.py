@@ -1,0 +1,25 @@
+"""Component of the stage align."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components import images
+
+
+@dsl.container_component
+def align(
+    config: dict,
+    features: Input[Dataset], assets: Input[Artifact],
+    checkpoint: Output[Model], plots: Output[Artifact], metrics: Output[Metrics],
+):
+    """Alignment pre-training of one modality's projector."""
+    return dsl.ContainerSpec(
+        image=images.TRAIN,
+        command=["anymal", "align"],
+        args=[
+            "--config", config,
+            "--features", features.path, "--assets", assets.path,
+            "--checkpoint", checkpoint.path, "--plots", plots.path, "--metrics", metrics.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )

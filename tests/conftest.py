@@ -1,0 +1,147 @@
+"""Parts that several tests share: MLflow stores, a real MLflow server, and a tiny model with its assets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+MLFLOW_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "ANYMAL_GRAPH_RUN", "ANYMAL_TRACKING", "ANYMAL_GIT_REVISION",
+                    "RANK")
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests record nothing unless they ask for a store; what the caller's environment says of MLflow does not matter."""
+    for variable in MLFLOW_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("ANYMAL_TRACKING", "off")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store with MLflow's tables and nothing else: making one takes seconds, copying it none."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh SQLite store in an empty working directory, as the default address finds it; tracking is on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANYMAL_TRACKING")
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return tmp_path / "mlflow.db"
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A real MLflow server on the loopback, with an SQLite database and its own artifact folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with (self._folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
+                 "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination", str(self._folder / "artifacts")],
+                env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if requests.get(f"{self.uri}/health", timeout=2).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.5)
+        raise RuntimeError(f"the MLflow server did not start: {(self._folder / 'server.log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """End it and its workers at once."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
+    """One real server per session: it takes 20 to 70 seconds to start. A test that stops it starts it again."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    shutil.copyfile(empty_store, folder / "server.db")
+    server = Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data/assets` (a random two-layer Llama and encoder) and `models/image`, a checkpoint of an untrained projector."""
+    import torch
+
+    from anymal.data.assets import asset_document, parse_entry
+    from anymal.data.manifest import write_manifest
+    from anymal.data.tensors import save_tensors
+    from anymal.model.projectors import build_projector
+    from tests import tiny
+
+    root = tmp_path_factory.mktemp("tiny-model")
+    assets = tiny.make_assets(root / "data" / "assets")
+    for folder in assets.iterdir():
+        entry = {"kind": "file", "path": str(folder), "sha256": "0" * 64, "licence": {"id": "CC0-1.0"}}
+        (folder / "asset.json").write_text(json.dumps(asset_document(folder.name, parse_entry(folder.name, entry, "test"))))
+        write_manifest(folder)
+    torch.manual_seed(0)
+    arguments = {"media_dim": 1280, "media_tokens": 49, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "media_positions": True,
+                 "output_scale": 0.02}
+    checkpoint = root / "models" / "image"
+    checkpoint.mkdir(parents=True)
+    save_tensors(checkpoint / "projector.safetensors", build_projector("resampler", arguments).state_dict())
+    described = {
+        "modality": "image", "llm": "tiny-llm", "projector": {"kind": "resampler", "arguments": arguments},
+        "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "layer": None, "tokens": 49, "dim": 1280},
+        "templates": {"caption": {"system": None, "user": "describe : <image>"}, "question": {"system": None, "user": "<image> {question}"}},
+    }
+    (checkpoint / "projector.json").write_text(json.dumps(described, indent=1, sort_keys=True))
+    write_manifest(checkpoint)
+    return root
+
+
+@pytest.fixture
+def workspace(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of the tiny model's files, a picture `red.png`, and a cache of its own."""
+    from tests import tiny
+
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "red.png").write_bytes(tiny.picture("red"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANYMAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path

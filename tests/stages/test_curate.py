@@ -1,0 +1,230 @@
+"""The whole stage on small real files: good ones, and each kind of bad one."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from anymal.curation.pipeline import check_conservation, collect
+from anymal.curation.rules import REASONS
+from anymal.data.manifest import verify_manifest
+from anymal.data.shards import Sample, read_shard, shard_paths
+from anymal.errors import ConfigError, DataError
+from anymal.stage import load_stage, run_stage, validate
+from tests.curation.drawings import bomb, drawing, png, write_captioned
+
+
+
+def knobs(**changes: Any) -> dict[str, Any]:
+    source = {"reader": "captioned_folder", "licence": "CC0-1.0", "exclude": ["symbols/**"], "min_complexity": 0, "min_actions": 0, "scenes": True}
+    names = source | {"asset": "names", "reader": "named_folder", "exclude": [], "scenes": False}
+    tars = source | {"asset": "tars", "reader": "webdataset", "exclude": [], "scenes": False, "min_complexity": 1, "min_actions": 1}
+    return {
+        "seed": 1, "sources": {"stamps": source | {"asset": "stamps"}, "names": names, "tars": tars},
+        "images": {"max_bytes": 5_000_000, "max_pixels": 4_000_000, "min_side": 16, "size": 96, "background": [255, 255, 255], "jpeg_quality": 85},
+        "captions": {"max_characters": 500, "min_words": 1, "max_words": 12, "min_english": 0.5, "author_min_images": 3},
+        "face_threshold": 0.5, "ocr_side": 320, "ocr_min_characters": 5,
+        "duplicates": {"same_bits": 4, "same_colour": 12, "related_bits": 6, "related_colour": 14},
+        "val_fraction": 0.25, "test_fraction": 0.25,
+        "scenes": {"count": {"train": 12, "val": 4, "test": 6}, "size": 96, "max_objects": 4, "min_complexity": 1, "min_actions": 1},
+        "samples_per_shard": 20, "report_thumbnails": 3, "workers": 1,
+    } | changes
+
+
+def write_bad(assets: Path) -> None:
+    stamps, names, tars = assets / "stamps", assets / "names", assets / "tars"
+    bad = stamps / "bad"
+    for folder in (bad, stamps / "symbols", names / "food", tars):
+        folder.mkdir(parents=True)
+    picture = png(drawing(900))
+    files = {
+        "truncated": picture[: len(picture) // 2], "empty": b"", "words": b"this is a text file", "bomb": bomb(8000), "long": png(drawing(901)),
+        "foreign": png(drawing(902)), "order": png(drawing(903)), "bare": png(drawing(904)), "twin": png(drawing(0)),
+        "near": png(drawing(1).resize((118, 99))), "even": png(Image.new("RGB", (64, 64), "white")), "tiny": png(drawing(905).resize((40, 4))),
+    }
+    captions = {"long": "cat " * 25_000, "foreign": "Ein kleiner Hund läuft über die Wiese.", "order": "Eat your broccoli!", "twin": "A gorilla.",
+                "near": "A zebra."}
+    sign = Image.new("RGB", (300, 120), "white")
+    ImageDraw.Draw(sign).text((15, 30), "HOSPITAL", fill="black", font=ImageFont.load_default(50))
+    files["sign"], captions["sign"] = png(sign), "A hospital sign."
+    for name, data in files.items():
+        (bad / f"{name}.png").write_bytes(data)
+        if name != "bare":
+            (bad / f"{name}.txt").write_text(captions.get(name, f"A {name}."), encoding="utf-8")
+    (bad / "order.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    (bad / "outside.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="/etc/passwd"/></svg>')
+    (bad / "outside.txt").write_text("A window.")
+    (stamps / "symbols" / "a.png").write_bytes(png(drawing(910)))
+    for index, name in enumerate(("teapot_ganson", "small_plate_ganson", "pancakes_ganson", "gatto_nero_ganson")):
+        (names / "food" / f"{name}.png").write_bytes(png(drawing(920 + index)))
+    with tarfile.open(tars / "00000.tar", "w") as tar:
+        for key, text in (("1", "A boy kicks a red ball over the fence."), ("2", "A boy."), ("3", "A blue cup on a table.")):
+            for name, data in ((f"{key}.png", png(drawing(930 + int(key)))), (f"{key}.txt", text.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    write_captioned(folder / "stamps")
+    write_bad(folder)
+    return folder
+
+
+def run(assets: Path, out: Path, section: dict[str, Any]) -> dict[str, Path]:
+    stage = load_stage("curate")
+    ports = {"assets": assets, "shards": out / "shards", "report": out / "curate.html", "statistics": out / "curate.json"}
+    run_stage(stage, validate(stage.config, section, "curate"), ports)
+    return ports
+
+
+@pytest.fixture(scope="module")
+def made(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import os
+
+    os.environ["ANYMAL_TRACKING"] = "off"
+    return run(assets, tmp_path_factory.mktemp("out"), knobs())
+
+
+@pytest.fixture(scope="module")
+def samples(made: dict[str, Path]) -> list[Sample]:
+    return [sample for path in shard_paths(made["shards"]) for sample in read_shard(path)]
+
+
+def test_each_bad_input_is_dropped_for_its_reason_and_nothing_vanishes(made: dict[str, Path], assets: Path) -> None:
+    figures = json.loads(made["statistics"].read_text())
+    dropped = figures["sources"]["stamps"]["dropped"]
+    expected = {"excluded_by_profile": 1, "duplicate_key": 1, "empty_file": 1, "not_an_image": 1, "too_many_pixels": 1, "too_small": 1, "unsafe_svg": 1,
+                "no_caption": 1, "caption_too_long": 1, "not_english": 1, "not_a_description": 1, "truncated_image": 1, "blank_image": 1,
+                "text_in_image": 1, "exact_duplicate": 1, "near_duplicate": 1}
+    assert dropped == {reason: expected[reason] for reason in REASONS if reason in expected}
+    assert figures["sources"]["names"]["dropped"] == {"not_english": 1}
+    assert figures["sources"]["tars"]["dropped"] == {"too_few_relations": 1, "too_few_actions": 1}
+    seen = sum(path.suffix in (".png", ".svg") for path in assets.rglob("*")) + 3
+    assert figures["seen"] == seen == sum(source["seen"] for source in figures["sources"].values())
+    for counts in (figures, *figures["sources"].values()):
+        assert counts["kept"] + sum(counts["dropped"].values()) == counts["seen"]
+    assert figures["kept"] == 30 + 3 + 1 == sum(split["photos"] for split in figures["splits"].values())
+
+
+def test_shards_hold_what_the_statistics_say(made: dict[str, Path], samples: list[Sample]) -> None:
+    figures = json.loads(made["statistics"].read_text())
+    verify_manifest(made["shards"])
+    assert len(samples) == figures["kept"] + figures["scenes"]["kept"]
+    assert len({sample.key for sample in samples}) == len(samples)
+    for sample in samples:
+        assert {"split", "source", "license", "captions", "objects", "questions", "width", "height", "sha256", "group", "kind", "phash"} <= set(sample.meta)
+        with Image.open(io.BytesIO(sample.data)) as image:
+            assert (image.format, image.size) == ("JPEG", (sample.meta["width"], sample.meta["height"]))
+            assert max(image.size) <= 96
+    names = {sample.meta["original"]: sample.meta["captions"][0] for sample in samples if sample.meta["source"] == "names"}
+    assert names == {"food/pancakes_ganson.png": "Some pancakes.", "food/small_plate_ganson.png": "A small plate.", "food/teapot_ganson.png": "A teapot."}
+
+
+def test_splits_share_nothing(samples: list[Sample]) -> None:
+    groups: dict[str, set[str]] = {}
+    split_of = {sample.key: sample.meta["split"] for sample in samples}
+    for sample in samples:
+        groups.setdefault(sample.meta["group"], set()).add(sample.meta["split"])
+        for part in sample.meta.get("parts", []):
+            assert split_of[part] == sample.meta["split"]
+    assert all(len(splits) == 1 for splits in groups.values())
+    assert set(split_of.values()) == {"train", "val", "test"}
+    assert all(len(sample.meta["captions"]) == 1 for sample in samples if sample.meta["kind"] == "photo" and sample.meta["split"] != "train")
+
+
+def test_report_is_one_small_self_contained_page(made: dict[str, Path]) -> None:
+    text = made["report"].read_text(encoding="utf-8")
+    assert len(text) < 3_000_000
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", text)
+    assert "http" not in re.sub(r"data:[^\"]+", "", text)
+
+    class Balanced(HTMLParser):
+        open_tags: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("img", "meta", "br"):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open_tags.pop() == tag
+
+    page = Balanced()
+    page.feed(text)
+    assert page.open_tags == []
+    for reason in ("truncated_image", "too_many_pixels", "near_duplicate", "text_in_image"):
+        assert f"<h3>{reason}: 1</h3>" in text
+
+
+def test_dataset_card_names_splits_licences_and_drops(made: dict[str, Path]) -> None:
+    card = (made["shards"] / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense:")
+    assert "path: train-*.tar" in card
+    assert "| stamps | CC0-1.0 |" in card
+    assert "| truncated_image |" in card
+
+
+@pytest.mark.slow
+def test_the_same_inputs_give_the_same_bytes_with_any_number_of_workers(made: dict[str, Path], assets: Path, tmp_path: Path) -> None:
+    again = run(assets, tmp_path, knobs(workers=2))
+    for name in ("shards", "report", "statistics"):
+        files = sorted(p.relative_to(made[name]) for p in made[name].rglob("*")) if made[name].is_dir() else [Path()]
+        assert files
+        for file in files:
+            assert (again[name] / file).read_bytes() == (made[name] / file).read_bytes(), file
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "curate.html", "curate.json"}, "no scratch is left"
+
+
+def only(asset: str) -> dict[str, Any]:
+    section = knobs()
+    section["sources"] = {"stamps": section["sources"]["stamps"] | {"asset": asset}}
+    return section
+
+
+def test_a_missing_source_and_a_wrong_port_are_one_clear_error(assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"curate\.sources\.stamps: folder .*nowhere not found; run ingest"):
+        run(assets, tmp_path, only("nowhere"))
+    with pytest.raises(DataError, match=r"input not found: --assets"):
+        run(tmp_path / "none", tmp_path, knobs())
+    assert not list(tmp_path.iterdir()), "nothing half-written is left"
+
+
+def test_if_everything_is_dropped_the_error_names_the_main_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "assets" / "stamps"
+    folder.mkdir(parents=True)
+    for index in range(4):
+        (folder / f"{index}.png").write_bytes(png(drawing(index)) if index == 0 else b"")
+    with pytest.raises(DataError, match=r"all 4 images were dropped, 3 of them for 'empty_file'"):
+        run(tmp_path / "assets", tmp_path / "out", only("stamps"))
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="hold no image at all"):
+        run(tmp_path / "assets", tmp_path / "out", only("stamps"))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"val_fraction": 0.6, "test_fraction": 0.5}, "leaves nothing to train on"), ({"workers": 0}, "curate.workers"),
+    ({"thumbnails": 3}, "unknown knob"), ({"face_threshold": 1.5}, "curate.face_threshold"),
+])
+def test_wrong_knobs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(load_stage("curate").config, knobs(**change), "curate")
+
+
+def test_a_lost_image_is_noticed(assets: Path) -> None:
+    from anymal.curation.images import ImageLimits
+    from anymal.curation.pipeline import Source
+
+    found = collect([Source("stamps", assets / "stamps", "captioned_folder", "CC0-1.0", (), 0, 0, False)], ImageLimits(10**7, 10**7, 16))
+    with pytest.raises(AssertionError):
+        check_conservation(found)

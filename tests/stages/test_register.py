@@ -1,0 +1,146 @@
+"""The stage register, through the command line's machinery, with a real SQLite store: bundle, card, versions, alias, and use from MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from anymal.errors import BundleError
+from anymal.stage import load_stage, read_config, run_stage
+from tests.model.test_bundle import INFERENCE, contents
+
+CONFIG = {"seed": 0, "name": "anymal", "alias": "candidate", "inference": INFERENCE}
+FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+EVALUATION = {"image": {"vqa": {
+    "accuracy": FIGURE, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
+    "controls": {"shuffled": {"accuracy": {**FIGURE, "value": 0.125}}, "blank": {"accuracy": {**FIGURE, "value": 0.0625}}}}}}
+STATISTICS = {"samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
+
+
+def run_register(**changes: Any) -> dict[str, Any]:
+    """Run the stage in the working directory; gives registration.json."""
+    for folder in ("results", "reports"):
+        Path(folder).mkdir(exist_ok=True)
+    if not Path("results/evaluate.json").exists():
+        Path("results/evaluate.json").write_text(json.dumps(EVALUATION))
+    Path("results/curate.json").write_text(json.dumps(STATISTICS))
+    stage = load_stage("register")
+    ports = {"checkpoint": "models/image", "assets": "data/assets", "evaluation": "results/evaluate.json", "statistics": "results/curate.json",
+             "bundle": "models/bundle", "registration": "reports/registration.json"}  # fmt: skip
+    run_stage(stage, read_config(stage, json.dumps({**CONFIG, **changes})), {port: Path(path) for port, path in ports.items()})
+    document: dict[str, Any] = json.loads(Path("reports/registration.json").read_text())
+    return document
+
+
+@pytest.fixture
+def registered(store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The tiny bundle in the registry, without a run: the recorder's start takes seconds, and one test has it."""
+    monkeypatch.setenv("ANYMAL_TRACKING", "off")
+    return run_register()
+
+
+def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
+    import base64
+
+    import mlflow.pyfunc
+    from mlflow.tracking import MlflowClient
+
+    from anymal.model.bundle import load_bundle
+    from anymal.serving.answer import Request, answer
+    from anymal.tracking import tracking_uri
+
+    registered = run_register()
+    assert registered["version"] == 1 and registered["uri"] == "models:/anymal@candidate"
+    client = MlflowClient(tracking_uri())
+    version = client.get_model_version_by_alias("anymal", "candidate")
+    run = client.get_run(version.run_id)
+    assert version.tags["bundle_sha256"] == registered["bundle_sha256"]
+    assert {"input.checkpoint", "input.evaluation", "input.statistics"} <= set(version.tags)
+    assert version.description == Path("models/bundle/README.md").read_text()
+    assert run.data.tags["stage"] == "register" and run.info.status == "FINISHED"
+    assert run.data.metrics["image.vqa.accuracy.value"] == 0.5
+    assert not {k for k in run.data.metrics if "controls" in k and not k.endswith(".value")}
+
+    mlflow.set_tracking_uri(tracking_uri())
+    model = mlflow.pyfunc.load_model("models:/anymal@candidate")
+    assert [column["name"] for column in model.metadata.signature.inputs.to_dict()] == ["image", "question"]
+    picture = base64.b64encode(Path("red.png").read_bytes()).decode()
+    rows = [{"image": picture, "question": "what colour ?"}, {"image": f"data:image/png;base64,{picture}", "question": None}]
+    import pandas as pd
+
+    answers = model.predict(pd.DataFrame(rows))
+    requests = [Request("what colour ?", {"image": [Path("red.png")]}), Request(None, {"image": [Path("red.png")]})]
+    assert answers == answer(load_bundle(Path("models/bundle")), requests, max_new_tokens=5, batch_size=2)
+    assert model.predict(pd.DataFrame(rows[:1]), params={"max_new_tokens": 1}) == answer(
+        load_bundle(Path("models/bundle")), requests[:1], max_new_tokens=1, batch_size=1)
+    with pytest.raises(Exception, match="row 0, column image"):
+        model.predict(pd.DataFrame([{"image": str(Path("red.png").absolute()), "question": "?"}]))
+    logged = [file for file in Path("mlartifacts").rglob("*") if file.is_file()]
+    assert any(file.name == "MLmodel" for file in logged)
+    assert not [file for file in logged if file.suffix in {".pkl", ".pickle", ".bin", ".pt"}]
+
+
+def test_the_same_bundle_keeps_its_version_and_another_gets_a_new_one(registered, workspace):
+    first = contents(Path("models/bundle"))
+    shutil.rmtree("models/bundle")
+    again = run_register()
+    assert again == registered and contents(Path("models/bundle")) == first
+    changed = json.loads(json.dumps(EVALUATION).replace("0.5", "0.625"))
+    Path("results/evaluate.json").write_text(json.dumps(changed))
+    other = run_register()
+    assert other["version"] == 2 and other["bundle_sha256"] != registered["bundle_sha256"]
+    from mlflow.tracking import MlflowClient
+
+    from anymal.tracking import tracking_uri
+
+    assert int(MlflowClient(tracking_uri()).get_model_version_by_alias("anymal", "candidate").version) == 2
+
+
+def test_card_is_filled_from_the_artifacts(registered):
+    from ruamel.yaml import YAML
+
+    card = Path("models/bundle/README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    front = YAML(typ="safe").load(header)
+    assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.5}]
+    assert front["license"] == "cc0-1.0" and front["pipeline_tag"] == "image-text-to-text"
+    assert "| accuracy | 0.5 | 0.25 to 0.75 | 40 | 0.0625 | 0.125 |" in body
+    assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body and "safety was not measured" in body
+
+
+def test_ask_answers_from_the_registry_and_from_the_folder(registered, workspace):
+    from anymal.commands.ask import command
+
+    results = [CliRunner().invoke(command, [place, "--image", "red.png", "what colour ?"], catch_exceptions=False)
+               for place in ("models:/anymal@candidate", "models:/anymal/1", "models/bundle")]
+    assert [result.exit_code for result in results] == [0, 0, 0]
+    assert results[0].stdout == results[1].stdout == results[2].stdout
+    assert results[0].stdout.count("\n") == 1
+
+
+def test_ask_names_what_the_registry_lacks(registered, workspace):
+    from anymal.registry import resolve_bundle
+
+    for reference, words in [("models:/anymal@champion", "has the aliases candidate"), ("models:/nobody@candidate", "no model 'nobody'"),
+                             ("models:/anymal/7", "has the aliases"), ("models:/anymal", "is no address")]:
+        with pytest.raises(BundleError, match=words):
+            resolve_bundle(reference)
+
+
+def test_a_damaged_checkpoint_registers_nothing(store, workspace, monkeypatch):
+    monkeypatch.setenv("ANYMAL_TRACKING", "off")
+    weights = Path("models/image/projector.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(BundleError, match=r"changed projector\.safetensors"):
+        run_register()
+    assert not Path("models/bundle").exists() and not Path("reports/registration.json").exists()
+    from mlflow.tracking import MlflowClient
+
+    from anymal.tracking import tracking_uri
+
+    assert MlflowClient(tracking_uri()).search_registered_models() == []

@@ -1,0 +1,126 @@
+"""Tiny random parts for tests of mechanics: a two-layer Llama with a chat template, an EfficientNet asset, features and shards."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anymal.data.features import BLANK, INDEX, write_feature_shard
+from anymal.data.manifest import write_manifest
+from anymal.data.shards import Sample, ShardWriter
+from anymal.data.tensors import save_tensors
+
+WORDS = "a the picture of red green blue apple cat dog left right is to there are two what colour describe yes no . ? , :".split()
+CHAT = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+
+
+def make_llm(folder: Path, *, seed: int = 0, hidden: int = 32, spread: float = 0.5) -> Path:
+    """A random Llama (2 layers, byte-level tokenizer, chat template) as a Hugging Face folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator([" ".join(WORDS)], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast.chat_template = CHAT
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=len(fast), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=False, initializer_range=spread)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    _asset(folder)
+    return folder
+
+
+def make_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """An EfficientNet-Lite0 with random weights as an asset folder."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "model.safetensors", EfficientNet.from_name("efficientnet-lite0").state_dict())
+    _asset(folder)
+    return folder
+
+
+def make_assets(folder: Path) -> Path:
+    """The two assets that align and the bundle name: `tiny-llm` and `tiny-encoder`."""
+    make_llm(folder / "tiny-llm")
+    make_encoder(folder / "tiny-encoder")
+    return folder
+
+
+def _asset(folder: Path) -> None:
+    entry = {"name": folder.name, "kind": "file", "path": str(folder), "sha256": "0" * 64, "licence": "CC0-1.0"}
+    (folder / "asset.json").write_text(json.dumps(entry))
+    write_manifest(folder)
+
+
+def picture(colour: str, size: tuple[int, int] = (64, 48), *, kind: str = "PNG") -> bytes:
+    """A plain picture, encoded."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def sample(key: str, split: str, colour: str = "red", **meta: Any) -> Sample:
+    """A sample of a plain picture with one caption and one question."""
+    return Sample(key, "png", picture(colour), {
+        "split": split, "source": "tiny", "license": "CC0-1.0", "captions": [f"a {colour} picture ."], "objects": [], "kind": "scene",
+        "questions": [{"question": "what colour is the picture ?", "answer": colour, "kind": "colour"}], "width": 64, "height": 48, **meta})
+
+
+def make_shards(folder: Path, counts: dict[str, int], *, per_shard: int = 8) -> Path:
+    """Curated shards of plain red, green and blue pictures."""
+    for split, count in counts.items():
+        with ShardWriter(folder, split, per_shard) as writer:
+            for index in range(count):
+                writer.write(sample(f"{split}-{index:04d}", split, ("red", "green", "blue")[index % 3]))
+    write_manifest(folder)
+    return folder
+
+
+def make_features(folder: Path, counts: dict[str, int], *, tokens: int = 5, dim: int = 16, seed: int = 0, per_shard: int = 8) -> Path:
+    """Feature shards whose features tell the colour that the caption names, plus a little noise."""
+    rng = np.random.default_rng(seed)
+    colours = ("red", "green", "blue")
+    codes = rng.normal(size=(3, tokens, dim)).astype(np.float32)
+    folder.mkdir(parents=True)
+    shards = []
+    for split, count in counts.items():
+        for start in range(0, count, per_shard):
+            rows = range(start, min(count, start + per_shard))
+            metas: Sequence[dict[str, Any]] = [{**sample(f"{split}-{i:04d}", split, colours[i % 3]).meta, "key": f"{split}-{i:04d}"} for i in rows]
+            features = np.stack([codes[i % 3] + 0.05 * rng.normal(size=(tokens, dim)) for i in rows]).astype(np.float32)
+            name = f"{split}-{start // per_shard:05d}"
+            write_feature_shard(folder / f"{name}.safetensors", features, metas)
+            shards.append({"name": name, "count": len(metas)})
+    import torch
+
+    save_tensors(folder / BLANK, {"features": torch.zeros(1, tokens, dim, dtype=torch.float16)})
+    document = {"modality": "image", "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "layer": None},
+                "tokens": tokens, "dim": dim, "shards": shards}
+    (folder / INDEX).write_text(json.dumps(document))
+    write_manifest(folder)
+    return folder
+
+
+ALIGN = {
+    "seed": 3, "modality": "image", "llm": "tiny-llm", "dtype": "float32", "quantization": "none", "attention": "eager", "projector": "resampler",
+    "layers": 1, "tokens": 3, "heads": 4, "media_positions": True, "caption": {"system": None, "user": "describe : <image>"},
+    "question": {"system": None, "user": "<image> {question}"}, "question_share": 0.25, "batch_size": 4, "steps": 24, "learning_rate": 0.01,
+    "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 12, "checkpoint_every": 5,
+    "grounding_floor": -10.0,
+}
+"""Knobs of an alignment that takes seconds."""
