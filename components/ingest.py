@@ -14,7 +14,7 @@ def ingest(
 ):
     """Fetch the assets that a lock file names, verified by SHA-256."""
     return dsl.ContainerSpec(
-        image=images.DATA,
+        image=images.TRAIN,
         command=["anymal", "ingest"],
         args=[
             "--config", config,

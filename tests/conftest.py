@@ -72,14 +72,25 @@ class Server:
                 [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
                  "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination", str(self._folder / "artifacts")],
                 env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if requests.get(f"{self.uri}/health", timeout=2).ok:
                     return
             except requests.RequestException:
                 time.sleep(0.5)
+        self.stop()
         raise RuntimeError(f"the MLflow server did not start: {(self._folder / 'server.log').read_text()[-2000:]}")
+
+    def freeze(self) -> None:
+        """Let it answer nothing, its connections open, until `thaw`."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """End it and its workers at once."""
@@ -90,16 +101,21 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
-    """One real server per session: it takes 20 to 70 seconds to start. A test that stops it starts it again."""
+def session_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
+    """The server of `mlflow_server`, which starts it."""
     folder = tmp_path_factory.mktemp("mlflow-server")
     shutil.copyfile(empty_store, folder / "server.db")
     server = Server(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mlflow_server(session_server: Server) -> Server:
+    """A running real server. One per session, for it takes 20 to 70 seconds to start; one that a test stopped is started again."""
+    if session_server.process is None:
+        session_server.start()
+    return session_server
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +136,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "asset.json").write_text(json.dumps(asset_document(folder.name, parse_entry(folder.name, entry, "test"))))
         write_manifest(folder)
     torch.manual_seed(0)
-    arguments = {"media_dim": 1280, "media_tokens": 49, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "media_positions": True,
-                 "output_scale": 0.02}
+    arguments = {"media_dim": 1280, "media_tokens": 49, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "pooled_latents": True,
+                 "media_positions": True, "output_scale": 0.02}
     checkpoint = root / "models" / "image"
     checkpoint.mkdir(parents=True)
     save_tensors(checkpoint / "projector.safetensors", build_projector("resampler", arguments).state_dict())

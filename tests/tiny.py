@@ -118,8 +118,8 @@ def make_features(folder: Path, counts: dict[str, int], *, tokens: int = 5, dim:
 
 ALIGN = {
     "seed": 3, "modality": "image", "llm": "tiny-llm", "dtype": "float32", "quantization": "none", "attention": "eager", "projector": "resampler",
-    "layers": 1, "tokens": 3, "heads": 4, "media_positions": True, "caption": {"system": None, "user": "describe : <image>"},
-    "question": {"system": None, "user": "<image> {question}"}, "question_share": 0.25, "batch_size": 4, "steps": 24, "learning_rate": 0.01,
+    "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "media_positions": True, "caption": {"system": None, "user": "describe : <image>"},
+    "question": {"system": None, "user": "<image> {question}"}, "question_share": 0.25, "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003, "batch_size": 4, "micro_batch_size": 4, "steps": 24, "learning_rate": 0.01,
     "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 12, "checkpoint_every": 5,
     "grounding_floor": -10.0,
 }

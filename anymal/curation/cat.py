@@ -12,7 +12,9 @@ from typing import Any
 
 from anymal.curation.images import Drop
 
-RELATIONS = frozenset({"amod", "compound", "nummod", "poss", "prep", "acl", "relcl", "appos", "nsubj", "nsubjpass", "dobj", "obj", "attr", "agent", "conj"})
+RELATIONS = frozenset({
+    "amod", "compound", "nummod", "poss", "prep", "acl", "relcl", "appos", "nsubj", "nsubjpass", "dobj", "obj", "attr", "agent", "conj",
+})
 """Dependency labels that say something of an object: its kind, count, owner, place, what it does and what is done to it."""
 _NOT_ACTIONS = frozenset({"be", "have", "show", "depict", "picture", "contain", "call", "name"})
 """Verbs that state that something exists or is shown, and so describe no event or posture."""

@@ -43,7 +43,7 @@ class ImageLimits:
     min_side: int
 
 
-def probe(data: bytes, suffix: str, limits: ImageLimits) -> Drop | tuple[int, int]:
+def probe(data: bytes, suffix: str, limits: ImageLimits) -> Drop | tuple[int, int]:  # noqa: PLR0911 (one return per rule)
     """Check size, format and header of an image file without decoding it.
 
     Args:
@@ -96,11 +96,10 @@ def decode(data: bytes, suffix: str, limits: ImageLimits, side: int) -> Drop | I
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=RASTER_FORMATS)
-            image.draft("RGB", (side, side))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            rgba = image.convert("RGBA")
+            opened = Image.open(io.BytesIO(data), formats=RASTER_FORMATS)
+            opened.draft("RGB", (side, side))
+            opened.load()
+            rgba = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         return Drop("truncated_image", str(error)[:80])
     rgba = trim(rgba)
@@ -124,11 +123,12 @@ def _draw_svg(data: bytes, side: int) -> Drop | bytes:
         return Drop("unsafe_svg", "refers to something outside the file")
     try:
         text = data.decode("utf-8-sig")
-        probe_png: bytes = resvg_py.svg_to_bytes(svg_string=text, width=16, skip_system_fonts=True)
+        probe_png: bytes = resvg_py.svg_to_bytes(svg_string=text, width=16, skip_system_fonts=True, dpi=96.0)
         tall = int.from_bytes(probe_png[20:24], "big") > 16
         if int.from_bytes(probe_png[20:24], "big") > 16 * 16:
             return Drop("too_many_pixels", "a drawing more than 16 times as tall as wide")
-        png: bytes = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True, **({"height": side} if tall else {"width": side}))
+        png: bytes = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True, dpi=96.0,
+                                           width=None if tall else side, height=side if tall else None)
     except (ValueError, UnicodeDecodeError) as error:
         return Drop("not_an_image", str(error)[:80])
     return png

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anymal.curation import captions, images
+from anymal.curation import images
 from anymal.curation.duplicates import SPLITS
 from anymal.curation.images import Drop
 from anymal.curation.pipeline import Candidate, Composed, Curated
@@ -22,15 +22,14 @@ HERE = Path(__file__).parent
 
 
 def photo_sample(candidate: Candidate, train_nouns: set[str]) -> Sample:
-    """One kept picture as a sample; its first caption is the source's own, cleaned. Only training pictures get rewordings of it.
+    """One kept picture as a sample; its caption is the source's own, cleaned.
 
     `seen_noun` says whether the noun it shows also occurs in training (on another picture).
     """
     caption, picture = candidate.caption, candidate.picture
     assert caption is not None and picture is not None
-    texts = captions.variants(caption) if candidate.split == "train" else [caption.text]
     meta = {
-        "kind": "photo", "split": candidate.split, "source": candidate.source.name, "license": candidate.source.licence, "captions": texts,
+        "kind": "photo", "split": candidate.split, "source": candidate.source.name, "license": candidate.source.licence, "captions": [caption.text],
         "objects": [], "questions": [], "width": picture.width, "height": picture.height, "sha256": picture.sha256, "phash": picture.phash,
         "group": candidate.group, "category": candidate.item.category, "original": candidate.item.name, "noun": caption.head,
         "seen_noun": caption.head in train_nouns, "faces_blurred": picture.faces,
@@ -120,13 +119,14 @@ def write_card(folder: Path, *, figures: dict[str, Any], curated: Curated, count
     """Write the dataset card (README.md in the Hugging Face format)."""
     licences = {c.source.name: c.source.licence for c in curated.candidates}
     examples = _spread(curated.kept, 8)
-    text = _environment().get_template("card.md").render(figures=figures, licences=licences, counts=counts, shards=shards, examples=examples, reasons=REASONS)
+    template = _environment().get_template("card.md")
+    text = template.render(figures=figures, licences=licences, counts=counts, shards=shards, examples=examples, reasons=REASONS)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def write_report(path: Path, *, figures: dict[str, Any], curated: Curated, limits: images.ImageLimits, background: tuple[int, int, int],
                  thumbnails: int) -> None:
-    """Write the report: one HTML page that needs no other file, with up to `thumbnails` pictures per rule and three times as many of what was kept."""
+    """Write the report: one HTML page that needs no other file, up to `thumbnails` pictures per rule, three times as many of what was kept."""
     kept = [{"image": _thumbnail_of(c.picture.jpeg.read_bytes()), "caption": c.caption.text, "note": f"{c.split} · {c.source.name}"}
             for c in _spread(curated.kept, 3 * thumbnails) if c.picture is not None and c.caption is not None]
     blurred = [{"image": _thumbnail_of(c.picture.jpeg.read_bytes()), "caption": c.caption.text, "note": f"{c.picture.faces} blurred"}
@@ -140,7 +140,8 @@ def write_report(path: Path, *, figures: dict[str, Any], curated: Curated, limit
             examples = [_dropped(c, limits, background) for c in _spread(members, thumbnails)]
             dropped.append({"reason": reason, "meaning": meaning, "count": len(members), "examples": examples})
     template = _environment().get_template("report.html")
-    path.write_text(template.render(figures=figures, kept=kept, blurred=blurred, scenes=shown, dropped=dropped, reasons=REASONS, splits=SPLITS), encoding="utf-8")
+    page = template.render(figures=figures, kept=kept, blurred=blurred, scenes=shown, dropped=dropped, reasons=REASONS, splits=SPLITS)
+    path.write_text(page, encoding="utf-8")
 
 
 def _environment() -> Any:

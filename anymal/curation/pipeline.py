@@ -168,7 +168,8 @@ def caption_all(candidates: Sequence[Candidate], *, limits: CaptionLimits, parse
             _caption_texts([member for member in members if member.drop is None], limits, parser)
         for member in members:
             if member.drop is None and member.caption is not None:
-                member.drop = text_rules.check_length(member.caption.text, limits) or text_rules.check_language(member.caption.text, limits.min_english)
+                text = member.caption.text
+                member.drop = text_rules.check_length(text, limits) or text_rules.check_language(text, limits.min_english)
     left = [candidate for candidate in candidates if candidate.drop is None]
     for candidate, document in zip(left, parser.pipe(candidate.caption.text for candidate in left if candidate.caption), strict=True):
         candidate.complexity, candidate.actions = cat.complexity(document), cat.actions(document)
@@ -219,7 +220,8 @@ def take_pictures(candidates: Sequence[Candidate], *, settings: ImageSettings, s
     """Decode, judge and store the pictures of all candidates that are still in."""
     left = [candidate for candidate in candidates if candidate.drop is None]
     jobs = [
-        ImageJob(candidate.item, candidate.caption.text, scratch / f"{index:08d}", candidate.source.scenes and scenes.stamp_name(candidate.caption) is not None)
+        ImageJob(candidate.item, candidate.caption.text, scratch / f"{index:08d}",
+                 candidate.source.scenes and scenes.stamp_name(candidate.caption) is not None)
         for index, candidate in enumerate(left) if candidate.caption is not None
     ]
     results = parallel(take_picture, jobs, settings=settings, workers=workers)
@@ -296,7 +298,8 @@ def compose(candidates: Sequence[Candidate], *, settings: SceneSettings, images_
 
 def _stamp(candidate: Candidate) -> Stamp:
     picture, caption = candidate.picture, candidate.caption
-    assert picture is not None and caption is not None and picture.cutout is not None and picture.cutout_size is not None and picture.colour is not None
+    assert picture is not None and caption is not None
+    assert picture.cutout is not None and picture.cutout_size is not None and picture.colour is not None
     return Stamp(candidate.key, caption.phrase, caption.head, picture.cutout, picture.cutout_size, picture.colour)
 
 
@@ -305,7 +308,8 @@ def drop_alike_scenes(curated: Curated, settings: DuplicateSettings) -> None:
     members: list[tuple[str, Picture, Composed | None]] = [(c.split, c.picture, None) for c in curated.kept if c.picture is not None]
     members += [(s.split, s.picture, s) for s in curated.kept_scenes]
     pictures = [picture for _, picture, _ in members]
-    pairs = duplicates.near_pairs([picture.phash for picture in pictures], stack(pictures), max_bits=settings.same_bits, max_colour=settings.same_colour)
+    hashes = [picture.phash for picture in pictures]
+    pairs = duplicates.near_pairs(hashes, stack(pictures), max_bits=settings.same_bits, max_colour=settings.same_colour)
     for i, j in pairs:
         (split_i, _, scene_i), (split_j, _, scene_j) = members[i], members[j]
         if split_i == split_j or (scene_i is not None and scene_i.drop) or (scene_j is not None and scene_j.drop):
@@ -388,5 +392,6 @@ def curate_images(sources: Sequence[Source], *, captions: CaptionLimits, author_
     curated = Curated(candidates, composed, authors)
     drop_alike_scenes(curated, duplicate_settings)
     checked = audit(curated, duplicate_settings)
-    say(f"{len(curated.kept)} pictures of {len(candidates)} and {len(curated.kept_scenes)} scenes kept; {checked} samples share nothing between splits")
+    say(f"{len(curated.kept)} pictures of {len(candidates)} and {len(curated.kept_scenes)} scenes kept; "
+        f"{checked} samples share nothing between splits")
     return curated

@@ -125,19 +125,21 @@ def plan_scenes(stamps: Sequence[Stamp], *, split: str, count: int, size: int, m
     turns: dict[str, int] = {}
     scenes = []
     for index in range(count):
-        rng = random.Random(f"{seed}:{split}:{index}")
+        rng = random.Random(f"{seed}:{split}:{index}")  # noqa: S311 (reproducible on purpose)
         layout = LAYOUTS[index % len(LAYOUTS)]
         turn = turns[layout] = turns.get(layout, -1) + 1
         colour = colours[(index + index // len(LAYOUTS)) % len(colours)]
         rgb = tuple(min(255, max(0, channel + rng.randint(-8, 8))) for channel in COLOURS[colour])
-        scenes.append(_plan(f"scene-{split}-{index:05d}", layout, turn, colour, (rgb[0], rgb[1], rgb[2]), ordered, size, max_objects, rng, index % 2 == 0))
+        scenes.append(_plan(key=f"scene-{split}-{index:05d}", layout=layout, turn=turn, colour=colour, rgb=(rgb[0], rgb[1], rgb[2]), stamps=ordered,
+                            size=size, max_objects=max_objects, rng=rng, ask_present=index % 2 == 0))
     return scenes
 
 
-def _plan(key: str, layout: str, turn: int, colour: str, rgb: tuple[int, int, int], stamps: Sequence[Stamp], size: int, max_objects: int,
+def _plan(*, key: str, layout: str, turn: int, colour: str, rgb: tuple[int, int, int], stamps: Sequence[Stamp], size: int, max_objects: int,
           rng: random.Random, ask_present: bool) -> Scene:
     shade = rng.choice((0.0, 0.0, 0.35))
     background = f"on {a(colour)} background"
+    objects: tuple[Placed, ...]
     if layout == "single":
         chosen = _choose(stamps, 1, rgb, rng)
         side = ("left", "right", "top", "bottom")[turn % 4]

@@ -121,7 +121,7 @@ def webdataset(root: Path, source: str) -> Iterator[Item]:
         try:
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
-                    _take(member, tar, shard, source, images, repeated, texts)
+                    _take(member, tar, shard=shard, source=source, images=images, repeated=repeated, texts=texts)
         except (tarfile.TarError, EOFError, OSError) as error:
             damage = str(error)
         for key, item in sorted(images.items()):
@@ -135,7 +135,7 @@ def webdataset(root: Path, source: str) -> Iterator[Item]:
             yield Item(source, shard.name, shard, "", 0, problem=Drop("unreadable", f"damaged shard: {damage}"))
 
 
-def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, shard: Path, source: str, images: dict[str, Item], repeated: list[Item],
+def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, *, shard: Path, source: str, images: dict[str, Item], repeated: list[Item],
           texts: dict[str, str]) -> None:
     folder, _, name = member.name.rpartition("/")
     base, _, extension = name.partition(".")

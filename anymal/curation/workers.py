@@ -88,7 +88,7 @@ def _faces() -> FaceBlur:
 
     if "faces" not in _STATE:
         _STATE["faces"] = FaceBlur(_STATE["settings"].face_threshold)
-    return _STATE["faces"]  # type: ignore[no-any-return]
+    return _STATE["faces"]
 
 
 def _reader() -> TextReader:
@@ -96,7 +96,7 @@ def _reader() -> TextReader:
 
     if "reader" not in _STATE:
         _STATE["reader"] = TextReader(_STATE["settings"].ocr_side)
-    return _STATE["reader"]  # type: ignore[no-any-return]
+    return _STATE["reader"]
 
 
 def take_picture(job: ImageJob) -> Picture | Drop:
@@ -119,21 +119,21 @@ def take_picture(job: ImageJob) -> Picture | Drop:
     boxes = _faces().boxes(image)
     blurred = _faces().blur(image, boxes) if boxes else image
     cutout, size, colour = None, None, None
-    if job.wants_cutout and not boxes and images.cutout_fraction(decoded) >= 0.05:
-        if min(decoded.size) >= 32 and max(decoded.size) <= 4 * min(decoded.size):
-            cutout, size, colour = job.target.with_suffix(".png"), decoded.size, _mean_colour(decoded)
-            decoded.save(cutout, compress_level=1)
-    return _store(blurred, job.target, settings.jpeg_quality, len(boxes), cutout, size, colour)
+    handy = min(decoded.size) >= 32 and max(decoded.size) <= 4 * min(decoded.size)
+    if job.wants_cutout and handy and not boxes and images.cutout_fraction(decoded) >= 0.05:
+        cutout, size, colour = job.target.with_suffix(".png"), decoded.size, _mean_colour(decoded)
+        decoded.save(cutout, compress_level=1)
+    return _store(blurred, job.target, quality=settings.jpeg_quality, faces=len(boxes), cutout=cutout, cutout_size=size, colour=colour)
 
 
 def draw_scene(job: SceneJob) -> Picture:
     """Draw and store one scene."""
     settings: ImageSettings = _STATE["settings"]
-    return _store(render(job.scene), job.target, settings.jpeg_quality, 0, None, None, None)
+    return _store(render(job.scene), job.target, quality=settings.jpeg_quality)
 
 
-def _store(image: Any, target: Path, quality: int, faces: int, cutout: Path | None, cutout_size: tuple[int, int] | None,
-           colour: tuple[float, float, float] | None) -> Picture:
+def _store(image: Any, target: Path, *, quality: int, faces: int = 0, cutout: Path | None = None, cutout_size: tuple[int, int] | None = None,
+           colour: tuple[float, float, float] | None = None) -> Picture:
     import hashlib
 
     data = images.jpeg(image, quality)

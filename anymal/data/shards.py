@@ -25,7 +25,7 @@ MAX_META_BYTES = 2**20
 class Sample:
     """One medium and its metadata.
 
-    `meta` holds `split`, `source`, `license`, `captions` (list of str), `objects` (list of `{name, box}`, box = COCO
+    `meta` holds `kind` ("photo" or "scene"), `split`, `source`, `license`, `captions` (list of str), `objects` (list of `{name, box}`, box = COCO
     `[x, y, width, height]` in pixels), `questions` (list of `{question, answer, kind}`), `width`, `height`, `sha256`.
     """
 

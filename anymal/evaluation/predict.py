@@ -107,10 +107,13 @@ class Predictor:
         return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def predict_captions(predictor: Predictor, *, limit: int | None, scored_references: int, max_new_tokens: int, seed: int) -> tuple[list[Record], int]:
+def predict_captions(
+    predictor: Predictor, *, kinds: Sequence[str], limit: int | None, scored_references: int, max_new_tokens: int, seed: int
+) -> tuple[list[Record], int]:
     """Captions and reference losses of held-out samples under each condition.
 
     Args:
+        kinds: kinds of samples to take (`kind` of their metadata).
         limit: greatest number of samples (None: all that have a caption).
         scored_references: how many of a sample's references have their loss measured, from the first.
 
@@ -122,7 +125,7 @@ def predict_captions(predictor: Predictor, *, limit: int | None, scored_referenc
         DataError: if fewer than two samples have a caption.
     """
     store, template = predictor.store, predictor.template("caption")
-    having = [row for row in range(len(store)) if store.meta(row)["captions"]]
+    having = [row for row in range(len(store)) if (meta := store.meta(row))["captions"] and meta["kind"] in kinds]
     rows = draw(having, limit, seed=seed)
     others = [rows[i] for i in derangement(len(rows), seed=seed)]
     inputs: dict[str, Sequence[int | None]] = {"right": rows, "shuffled": others, "blank": [None] * len(rows)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from anymal.evaluation.bootstrap import LEVEL
 from anymal.model.prompt import Template
 
@@ -12,11 +14,11 @@ def prompt_text(template: Template) -> str:
 
 
 def caption_protocol(
-    *, samples: int, available: int, split: str, seed: int, llm: str, max_new_tokens: int, scored_references: int, resamples: int
+    *, samples: int, available: int, kinds: Sequence[str], split: str, seed: int, llm: str, max_new_tokens: int, scored_references: int, resamples: int
 ) -> str:
     """What the caption figures were measured on, and how."""
     return "; ".join((
-        f"{samples} of {available} captioned samples of split {split} (seed {seed})",
+        f"{samples} of {available} captioned samples of kind {', '.join(kinds)} of split {split} (seed {seed})",
         f"{llm}, greedy decoding up to the end of turn, at most {max_new_tokens} new tokens",
         "references: all captions of a sample",
         f"nll: nats per token, end of turn included, of the first {scored_references} references, samples weighted by their tokens",

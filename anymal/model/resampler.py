@@ -39,18 +39,21 @@ class PerceiverResampler(nn.Module):
         tokens: how many tokens come out (the paper: 64 for images).
         layers: 6 in the paper for images.
         heads: attention heads.
+        pooled_latents: start each latent from its own linear map of the media's mean, besides its learned vector (as Imagen's resampler
+            does). It carries the picture's gist to the LLM from the first step, which small data needs; the paper's has none.
         media_positions: add a learned embedding to each encoder token. Needed by encoders whose tokens carry no position
             (a CNN's grid); without it the resampler cannot tell left from right. ViT tokens carry theirs.
         output_scale: initial root mean square of each output value; that of the LLM's own embeddings keeps early training stable.
     """
 
     def __init__(self, *, media_dim: int, media_tokens: int, dim: int, tokens: int, layers: int, heads: int,
-                 media_positions: bool, output_scale: float) -> None:
+                 pooled_latents: bool, media_positions: bool, output_scale: float) -> None:
         super().__init__()
         self.to_dim = nn.Linear(media_dim, dim)
         self.norm_input = nn.LayerNorm(dim)
         self.positions = nn.Parameter(torch.randn(media_tokens, dim) * 0.02) if media_positions else None
         self.latents = nn.Parameter(torch.randn(tokens, dim) * 0.02)
+        self.pooled = nn.Linear(dim, tokens * dim, bias=False) if pooled_latents else None
         self.attention = nn.ModuleList(PerceiverAttention(dim, heads) for _ in range(layers))
         self.feed_forward = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
@@ -65,6 +68,8 @@ class PerceiverResampler(nn.Module):
         if self.positions is not None:
             media = media + self.positions
         latents = self.latents.expand(len(media), -1, -1)
+        if self.pooled is not None:
+            latents = latents + self.pooled(media.mean(dim=1)).unflatten(1, self.latents.shape)
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             latents = latents + attention(media, latents)
             latents = latents + feed_forward(latents)

@@ -34,12 +34,19 @@ class AlignConfig(Config):
     layers: int = Field(gt=0)
     tokens: int = Field(gt=0)
     heads: int = Field(gt=0)
+    pooled_latents: bool
     media_positions: bool
     caption: TemplateConfig
     question: TemplateConfig
+    warm_start_steps: int = Field(ge=0)
+    """Steps of the bag-of-words start before the LLM is asked (`anymal.training.warmstart`); the paper has none (0)."""
+    warm_start_batch_size: int = Field(gt=0)
+    warm_start_learning_rate: float = Field(gt=0)
     question_share: float = Field(ge=0, lt=1)
     """Share of batches that ask questions instead of captions; the paper's alignment uses captions only (0)."""
     batch_size: int = Field(gt=0)
+    micro_batch_size: int = Field(gt=0)
+    """Samples per forward pass; gradients are accumulated to `batch_size`."""
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
@@ -65,6 +72,7 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     from anymal.training.data import CaptionData, GroundingControls
     from anymal.training.loop import Optimization, train
     from anymal.training.plots import draw_history
+    from anymal.training.warmstart import warm_start
 
     torch.manual_seed(config.seed)
     store, held_out = FeatureStore(features, "train"), FeatureStore(features, "val")
@@ -72,7 +80,8 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     arguments: dict[str, Any] = {"media_dim": store.dim, "media_tokens": store.tokens, "dim": llm.config.hidden_size, "tokens": config.tokens,
                                  "output_scale": round(embedding_scale(llm), 6)}
     if config.projector == "resampler":
-        arguments |= {"layers": config.layers, "heads": config.heads, "media_positions": config.media_positions}
+        arguments |= {"layers": config.layers, "heads": config.heads, "pooled_latents": config.pooled_latents,
+                      "media_positions": config.media_positions}
     projector = build_projector(config.projector, arguments).to(llm.device)
     templates = {"caption": config.caption.model_dump(), "question": config.question.model_dump()}
     encoder = {**store.info["encoder"], "tokens": store.tokens, "dim": store.dim}
@@ -81,11 +90,19 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     model = AnyMAL(llm, tokenizer, {config.modality: projector}, templates={name: Template(**t) for name, t in templates.items()},
                    metadata={config.modality: described}, encoder_folders={config.modality: assets / encoder["asset"]})
     data = CaptionData(model, store, config.modality, batch_size=config.batch_size, question_share=config.question_share, seed=config.seed)
-    controls = GroundingControls(model, held_out, config.modality, samples=config.validation_samples, batch_size=config.batch_size, seed=config.seed)
+    controls = GroundingControls(model, held_out, config.modality, samples=config.validation_samples, batch_size=config.micro_batch_size,
+                                 seed=config.seed)
+
+    def prepare() -> None:
+        warm_start(model, projector, store, data.rows("caption"), steps=config.warm_start_steps, batch_size=config.warm_start_batch_size,
+                   learning_rate=config.warm_start_learning_rate, seed=config.seed)
+
     history = train(
-        model, projector, data.batch, validate=controls.losses, validate_every=config.validate_every, checkpoint_every=config.checkpoint_every,
-        folder=checkpoint / "state", label="align",
-        optimization=Optimization(config.learning_rate, config.warmup_steps, config.weight_decay, config.gradient_clip, config.steps))
+        model, projector, data.batch, prepare=prepare, validate=controls.losses, validate_every=config.validate_every,
+        checkpoint_every=config.checkpoint_every, folder=checkpoint / "state", label="align",
+        optimization=Optimization(
+            learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
+            gradient_clip=config.gradient_clip, steps=config.steps, micro_batch_size=config.micro_batch_size))
     last = history[-1]["validation"]
     gap = last["shuffled"] - last["right"]
     if gap < config.grounding_floor:

@@ -135,12 +135,13 @@ def curate(config: CurateConfig, *, assets: In, shards: Out, report: Out, statis
             author_min_images=texts.author_min_images, image_settings=image_settings,
             duplicate_settings=DuplicateSettings(**config.duplicates.model_dump()),
             scene_settings=SceneSettings(config.scenes.count.model_dump(), **config.scenes.model_dump(exclude={"count"})),
-            val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, parser=load_parser(), scratch=type(shards)(scratch),
-            workers=config.workers, say=lambda line: print(f"curate: {line}", file=sys.stderr),
+            val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, parser=load_parser(),
+            scratch=type(shards)(scratch), workers=config.workers, say=lambda line: print(f"curate: {line}", file=sys.stderr),
         )
         counts = output.write_shards(curated, shards, config.samples_per_shard)
         figures = output.statistics(curated)
-        output.write_report(report, figures=figures, curated=curated, limits=limits, background=config.images.background, thumbnails=config.report_thumbnails)
+        output.write_report(report, figures=figures, curated=curated, limits=limits, background=config.images.background,
+                            thumbnails=config.report_thumbnails)
     names = {split: [path.name for path in shard_paths(shards, split)] for split, count in counts.items() if count}
     output.write_card(shards, figures=figures, curated=curated, counts=counts, shards=names)
     write_manifest(shards)

@@ -24,6 +24,8 @@ class EvaluateConfig(Config):
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     batch_size: int = Field(gt=0)
+    caption_kinds: list[Literal["photo", "scene"]] = Field(min_length=1)
+    """Kinds of samples to caption. Scenes' captions are composed from templates: easier words, so figures of photos say more."""
     caption_samples: int | None = Field(gt=1)
     caption_scored_references: int = Field(gt=0)
     """References of each sample whose loss is measured, from the first; the metrics on words use all references."""
@@ -73,10 +75,11 @@ def run_captions(config: EvaluateConfig, predictor: Predictor, llm: str) -> tupl
     from anymal.evaluation.predict import predict_captions
     from anymal.evaluation.protocol import caption_protocol, llm_note, prompt_text
 
-    records, available = predict_captions(predictor, limit=config.caption_samples, scored_references=config.caption_scored_references,
-                                          max_new_tokens=config.caption_max_new_tokens, seed=config.seed)
+    records, available = predict_captions(
+        predictor, kinds=config.caption_kinds, limit=config.caption_samples, scored_references=config.caption_scored_references,
+        max_new_tokens=config.caption_max_new_tokens, seed=config.seed)
     text = caption_protocol(
-        samples=len(records), available=available, split=SPLIT, seed=config.seed, llm=llm_note(llm, config.dtype, config.quantization),
+        samples=len(records), available=available, kinds=config.caption_kinds, split=SPLIT, seed=config.seed, llm=llm_note(llm, config.dtype, config.quantization),
         max_new_tokens=config.caption_max_new_tokens, scored_references=config.caption_scored_references, resamples=config.bootstrap_resamples)
     return records, {"prompt": prompt_text(predictor.template("caption")), "protocol": text}
 

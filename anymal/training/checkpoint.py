@@ -33,17 +33,17 @@ def save_state(folder: Path, step: int, modules: nn.Module, optimizer: torch.opt
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def load_state(folder: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]]:
+def load_state(folder: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, Any]]] | None:
     """Restore the latest state into `modules` and `optimizer`.
 
     Returns:
-        Steps done and their history; (0, []) if there is no state.
+        Steps done and their history; None if there is no state.
     """
     from safetensors.torch import load_file
 
     source = folder / LATEST if (folder / LATEST).is_dir() else folder / ".previous"
     if not source.is_dir():
-        return 0, []
+        return None
     modules.load_state_dict(load_file(source / "weights.safetensors"), strict=True)
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(source / "optimizer.safetensors").items():

@@ -29,6 +29,10 @@ class Batch:
         """Tokens that carry loss."""
         return sum(map(len, self.targets))
 
+    def split(self, size: int) -> list[Batch]:
+        """Parts of at most `size` samples, in order."""
+        return [Batch(self.prompts[i : i + size], self.targets[i : i + size]) for i in range(0, len(self.prompts), size)]
+
 
 class CaptionData:
     """Captions (and, on request, questions) of one split as training batches.
@@ -53,6 +57,10 @@ class CaptionData:
                 raise DataError(f"the features hold {len(self._rows[task])} samples with a {task}, fewer than one batch of {batch_size}; "
                                 "lower batch_size or curate more data")
         self._pools: dict[str, tuple[int, list[Batch]]] = {}
+
+    def rows(self, task: str) -> list[int]:
+        """Rows of the features that have a "caption" or a "question"."""
+        return self._rows[task]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: the same for the same seed and step, whatever came before."""

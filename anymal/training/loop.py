@@ -30,6 +30,7 @@ class Optimization:
     Attributes:
         learning_rate: the peak.
         warmup_steps: steps until the peak.
+        micro_batch_size: samples per forward and backward pass; gradients add up over the batch, so memory follows this size.
         gradient_clip: largest gradient norm.
     """
 
@@ -38,6 +39,7 @@ class Optimization:
     weight_decay: float
     gradient_clip: float
     steps: int
+    micro_batch_size: int
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, a pure function of it."""
@@ -47,12 +49,13 @@ class Optimization:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, optimization: Optimization, validate: Callable[[], dict[str, float]],
-          validate_every: int, checkpoint_every: int, folder: Path, label: str) -> list[dict[str, Any]]:
+def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, optimization: Optimization, prepare: Callable[[], None],
+          validate: Callable[[], dict[str, float]], validate_every: int, checkpoint_every: int, folder: Path, label: str) -> list[dict[str, Any]]:
     """Train `trained` (part of `model`) for `optimization.steps` steps; go on from `folder` if it holds a state.
 
     Args:
         batch: step -> batch; must be a pure function of the step.
+        prepare: called once before the first step, not when going on from a state.
         validate: called every `validate_every` steps and after the last; its figures join the history.
         folder: where the state is kept, every `checkpoint_every` steps and on SIGTERM or SIGINT.
 
@@ -65,7 +68,11 @@ def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, o
     """
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=optimization.learning_rate, betas=(0.9, 0.95), weight_decay=optimization.weight_decay)
-    first, history = load_state(folder, trained, optimizer)
+    state = load_state(folder, trained, optimizer)
+    if state is None:
+        prepare()
+        save_state(folder, 0, trained, optimizer, [])
+    first, history = state or (0, [])
     if first:
         tracking.log_metrics({"resumed_at_step": first}, step=first)
     rates = _Throughput()
@@ -96,13 +103,15 @@ def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, o
 def _step(model: AnyMAL, optimizer: torch.optim.Optimizer, batch: Batch, *, optimization: Optimization, step: int) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = optimization.rate(step)
-    loss = model.token_losses(batch.prompts, batch.targets).values.mean()
-    value = float(loss.detach())
+    optimizer.zero_grad(set_to_none=True)
+    value = 0.0
+    for part in batch.split(optimization.micro_batch_size):
+        loss = model.token_losses(part.prompts, part.targets).values.sum() / batch.tokens
+        loss.backward()
+        value += float(loss.detach())
     if not math.isfinite(value):
         raise NumericalError(f"step {step + 1}: the loss is {value}; lower learning_rate = {optimization.learning_rate} "
                              f"or gradient_clip = {optimization.gradient_clip}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     norm = float(nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], optimization.gradient_clip))
     optimizer.step()
     return {"step": step + 1, "loss": value, "learning_rate": optimization.rate(step), "gradient_norm": norm}

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 NOUNS = ("cat", "dog", "horse", "apple", "banana", "chair", "table", "lamp", "truck", "boat", "hammer", "spoon", "violin", "flower", "mushroom",
-         "castle", "bridge", "candle", "rocket", "whale", "spider", "turtle", "camera", "bottle", "pencil", "kettle", "ladder", "helmet", "guitar", "carrot")
+         "castle", "bridge", "candle", "rocket", "whale", "spider", "turtle", "camera", "bottle", "pencil",
+         "kettle", "ladder", "helmet", "guitar", "carrot")
 
 
 def drawing(seed: int, size: tuple[int, int] = (120, 100)) -> Image.Image:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,7 +78,7 @@ def test_every_answer_is_true(plans: list[scenes.Scene]) -> None:
                         "below": first[1] > second[1]}[next(w for w in words if w in ("left", "right", "above", "below"))]
             else:
                 x, y = centres[words[2]]
-                other = centres[words[-1]] if words[-1] in centres else (128, 128)
+                other = centres.get(words[-1], (128, 128))
                 assert {"left": x < other[0], "right": x > other[0], "top": y < other[1], "bottom": y > other[1],
                         "above": y < other[1], "below": y > other[1]}[asked.answer], (asked, plan.objects)
     assert set(checked) == {"presence", "count", "color", "relation", "side", "object"}
@@ -97,7 +96,8 @@ def test_answers_cannot_be_guessed_from_the_question(plans: list[scenes.Scene]) 
 
 
 def test_presence_is_no_matter_of_the_name(plans: list[scenes.Scene]) -> None:
-    by_answer = {answer: {q.question for plan in plans for q in plan.questions if q.kind == "presence" and q.answer == answer} for answer in ("yes", "no")}
+    asked = [q for plan in plans for q in plan.questions if q.kind == "presence"]
+    by_answer = {answer: {q.question for q in asked if q.answer == answer} for answer in ("yes", "no")}
     assert len(by_answer["yes"] & by_answer["no"]) > 20, "the same questions have both answers"
 
 

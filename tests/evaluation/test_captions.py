@@ -13,8 +13,8 @@ from anymal.evaluation import captions
 from anymal.evaluation.captions import METRICS, CaptionScorer, close_bleu_4, close_meteor, tokenize
 
 WORDS = [
-    "a", "the", "red", "dogs", "dog", "running", "runs", "on", "hill", "green", "big", "large", "ball", "in", "picture", "with", "house", "houses", "of",
-    "quickly", "quick", ".", "car", "automobile", "boy", "child",
+    "a", "the", "red", "dogs", "dog", "running", "runs", "on", "hill", "green", "big", "large", "ball", "in", "picture", "with", "house",
+    "houses", "of", "quickly", "quick", ".", "car", "automobile", "boy", "child",
 ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def folder(features, tmp_path_factory):
     target = tmp_path_factory.mktemp("p") / "predictions"
     store = FeatureStore(features, "test")
     asked = predictor(ColourReader(store), store)
-    captions, _ = predict_captions(asked, limit=None, scored_references=1, max_new_tokens=5, seed=0)
+    captions, _ = predict_captions(asked, kinds=("scene",), limit=None, scored_references=1, max_new_tokens=5, seed=0)
     answers, _ = predict_answers(asked, limit=None, max_new_tokens=2, seed=0)
     notes = {task: {"prompt": "<image>", "protocol": "<b>as said</b>"} for task in ("caption", "vqa")}
     write_predictions(target, "image", {"caption": captions, "vqa": answers}, {"resamples": 200, "seed": 0, "tasks": notes})
@@ -85,7 +85,7 @@ def scores(folder):
 
 
 def test_each_distinct_input_is_generated_once(model, store):
-    records, available = predict_captions(predictor(model, store), limit=None, scored_references=3, max_new_tokens=5, seed=0)
+    records, available = predict_captions(predictor(model, store), kinds=("scene",), limit=None, scored_references=3, max_new_tokens=5, seed=0)
     assert available == len(records) == 21
     assert len(model.generated) == 21 + 1
     assert len(model.scored) == 3 * 21
@@ -116,7 +116,7 @@ def test_features_of_another_encoder_are_refused(model, store):
 def test_bad_inputs_are_one_sentence(model, store, tmp_path):
     lonely = FeatureStore(make_features(tmp_path / "one", {"test": 1}), "test")
     with pytest.raises(DataError, match="at least 2 held-out samples, found 1"):
-        predict_captions(predictor(model, lonely), limit=None, scored_references=1, max_new_tokens=5, seed=0)
+        predict_captions(predictor(model, lonely), kinds=("scene",), limit=None, scored_references=1, max_new_tokens=5, seed=0)
     with pytest.raises(DataError, match="at least 2 held-out samples, found 1"):
         predict_answers(predictor(model, lonely), limit=None, max_new_tokens=5, seed=0)
     model.templates.pop("question")
@@ -124,7 +124,7 @@ def test_bad_inputs_are_one_sentence(model, store, tmp_path):
         predict_answers(predictor(model, store), limit=None, max_new_tokens=5, seed=0)
     model.score = lambda prompts, targets, *, batch_size: [(math.nan, 4)] * len(prompts)
     with pytest.raises(NumericalError, match="loss of sample test-0000 is nan"):
-        predict_captions(predictor(model, store), limit=None, scored_references=1, max_new_tokens=5, seed=0)
+        predict_captions(predictor(model, store), kinds=("scene",), limit=None, scored_references=1, max_new_tokens=5, seed=0)
 
 
 def test_figures_and_gaps_are_those_of_a_model_that_sees(scores):

@@ -134,6 +134,12 @@ def test_more_batch_than_data_is_named(tmp_path, inputs):
         run(tmp_path / "x", inputs, batch_size=64)
 
 
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, inputs):
+    whole, parts = run(tmp_path / "a", inputs, steps=4), run(tmp_path / "b", inputs, steps=4, micro_batch_size=3)
+    losses = [json.loads(ports["metrics"].read_text())["train_loss"] for ports in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_training_is_the_same_twice(tmp_path, inputs):
     first, second = run(tmp_path / "a", inputs, steps=6), run(tmp_path / "b", inputs, steps=6)
     assert (first["checkpoint"] / "manifest.json").read_bytes() == (second["checkpoint"] / "manifest.json").read_bytes()

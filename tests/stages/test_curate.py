@@ -22,7 +22,6 @@ from anymal.stage import load_stage, run_stage, validate
 from tests.curation.drawings import bomb, drawing, png, write_captioned
 
 
-
 def knobs(**changes: Any) -> dict[str, Any]:
     source = {"reader": "captioned_folder", "licence": "CC0-1.0", "exclude": ["symbols/**"], "min_complexity": 0, "min_actions": 0, "scenes": True}
     names = source | {"asset": "names", "reader": "named_folder", "exclude": [], "scenes": False}
@@ -104,7 +103,8 @@ def samples(made: dict[str, Path]) -> list[Sample]:
 def test_each_bad_input_is_dropped_for_its_reason_and_nothing_vanishes(made: dict[str, Path], assets: Path) -> None:
     figures = json.loads(made["statistics"].read_text())
     dropped = figures["sources"]["stamps"]["dropped"]
-    expected = {"excluded_by_profile": 1, "duplicate_key": 1, "empty_file": 1, "not_an_image": 1, "too_many_pixels": 1, "too_small": 1, "unsafe_svg": 1,
+    expected = {"excluded_by_profile": 1, "duplicate_key": 1, "empty_file": 1, "not_an_image": 1, "too_many_pixels": 1, "too_small": 1,
+                "unsafe_svg": 1,
                 "no_caption": 1, "caption_too_long": 1, "not_english": 1, "not_a_description": 1, "truncated_image": 1, "blank_image": 1,
                 "text_in_image": 1, "exact_duplicate": 1, "near_duplicate": 1}
     assert dropped == {reason: expected[reason] for reason in REASONS if reason in expected}
@@ -123,12 +123,14 @@ def test_shards_hold_what_the_statistics_say(made: dict[str, Path], samples: lis
     assert len(samples) == figures["kept"] + figures["scenes"]["kept"]
     assert len({sample.key for sample in samples}) == len(samples)
     for sample in samples:
-        assert {"split", "source", "license", "captions", "objects", "questions", "width", "height", "sha256", "group", "kind", "phash"} <= set(sample.meta)
+        assert {"split", "source", "license", "captions", "objects", "questions", "width", "height", "sha256", "group", "kind",
+                "phash"} <= set(sample.meta)
         with Image.open(io.BytesIO(sample.data)) as image:
             assert (image.format, image.size) == ("JPEG", (sample.meta["width"], sample.meta["height"]))
             assert max(image.size) <= 96
     names = {sample.meta["original"]: sample.meta["captions"][0] for sample in samples if sample.meta["source"] == "names"}
-    assert names == {"food/pancakes_ganson.png": "Some pancakes.", "food/small_plate_ganson.png": "A small plate.", "food/teapot_ganson.png": "A teapot."}
+    assert names == {"food/pancakes_ganson.png": "Some pancakes.",
+                     "food/small_plate_ganson.png": "A small plate.", "food/teapot_ganson.png": "A teapot."}
 
 
 def test_splits_share_nothing(samples: list[Sample]) -> None:
@@ -150,7 +152,9 @@ def test_report_is_one_small_self_contained_page(made: dict[str, Path]) -> None:
     assert "http" not in re.sub(r"data:[^\"]+", "", text)
 
     class Balanced(HTMLParser):
-        open_tags: list[str] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.open_tags: list[str] = []
 
         def handle_starttag(self, tag: str, attrs: Any) -> None:
             if tag not in ("img", "meta", "br"):

@@ -109,7 +109,9 @@ def test_card_is_filled_from_the_artifacts(registered):
     front = YAML(typ="safe").load(header)
     assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.5}]
     assert front["license"] == "cc0-1.0" and front["pipeline_tag"] == "image-text-to-text"
-    assert "| accuracy | 0.5 | 0.25 to 0.75 | 40 | 0.0625 | 0.125 |" in body
+    table = ["| Figure | Value | 95% interval | n | blank | shuffled |", "|---|---|---|---|---|---|",
+             "| accuracy | 0.5 | 0.25 to 0.75 | 40 | 0.0625 | 0.125 |"]
+    assert "\n".join(table) + "\n" in body
     assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body and "safety was not measured" in body
 
 
