@@ -327,14 +327,14 @@ def write_executor_output(executor_input: Mapping[str, Any], outputs: Mapping[st
     artifacts = {}
     for name, entry in declared.get("artifacts", {}).items():
         first = entry["artifacts"][0]
-        metadata = dict(first.get("metadata", {})) | _scalars(outputs.get(name))
+        metadata = dict(first.get("metadata", {})) | scalars(outputs.get(name))
         artifacts[name] = {"artifacts": [{"name": first.get("name", name), "uri": first["uri"], "metadata": metadata}]}
     target = Path(declared["outputFile"])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"artifacts": artifacts}, allow_nan=False))
 
 
-def _scalars(path: Path | None) -> dict[str, float]:
+def scalars(path: Path | None) -> dict[str, float]:
     """Flatten the finite numbers of a JSON file to dotted names; {} for any other output (JSON lines begin alike)."""
     if path is None or not path.is_file():
         return {}

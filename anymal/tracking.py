@@ -277,11 +277,11 @@ class StageRun:
         """Record the stage's outputs: hashes of all, the numbers of JSON files as metrics, small readable files as artifacts."""
         if self._process is None:
             return
-        from anymal.stage import _scalars, fingerprint
+        from anymal.stage import fingerprint, scalars
 
         self.send({"do": "tags", "tags": {f"output.{port}": fingerprint(path) for port, path in outputs.items()}})
         for port, path in outputs.items():
-            numbers = _scalars(path)
+            numbers = scalars(path)
             if numbers:
                 log_metrics(numbers)
             for file, folder in _artifacts(port, path):

@@ -16,8 +16,9 @@ from anymal.data.manifest import write_manifest
 from anymal.data.shards import Sample, ShardWriter
 from anymal.data.tensors import save_tensors
 
-WORDS = "a the picture of red green blue apple cat dog left right is to there are two what colour describe yes no . ? , :".split()
-CHAT = "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+WORDS = "a the picture of red green blue apple cat dog left right is to there are two what colour describe yes no . ? , :"
+CHAT = ("{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant\n{% endif %}")
 
 
 def make_llm(folder: Path, *, seed: int = 0, hidden: int = 32, spread: float = 0.5) -> Path:
@@ -30,7 +31,7 @@ def make_llm(folder: Path, *, seed: int = 0, hidden: int = 32, spread: float = 0
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator([" ".join(WORDS)], trainer)
+    tokenizer.train_from_iterator([WORDS], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
     fast.chat_template = CHAT
     torch.manual_seed(seed)
@@ -62,7 +63,7 @@ def make_assets(folder: Path) -> Path:
 
 
 def _asset(folder: Path) -> None:
-    entry = {"name": folder.name, "kind": "file", "path": str(folder), "sha256": "0" * 64, "licence": "CC0-1.0"}
+    entry = {"name": folder.name, "kind": "file", "path": str(folder), "sha256": "0" * 64, "licence": {"id": "CC0-1.0"}}
     (folder / "asset.json").write_text(json.dumps(entry))
     write_manifest(folder)
 
@@ -119,7 +120,9 @@ def make_features(folder: Path, counts: dict[str, int], *, tokens: int = 5, dim:
 ALIGN = {
     "seed": 3, "modality": "image", "llm": "tiny-llm", "dtype": "float32", "quantization": "none", "attention": "eager", "projector": "resampler",
     "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "media_positions": True, "caption": {"system": None, "user": "describe : <image>"},
-    "question": {"system": None, "user": "<image> {question}"}, "question_share": 0.25, "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003, "batch_size": 4, "micro_batch_size": 4, "steps": 24, "learning_rate": 0.01,
+    "question": {"system": None, "user": "<image> {question}"}, "question_share": 0.25,
+    "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003,
+    "batch_size": 4, "micro_batch_size": 4, "steps": 24, "learning_rate": 0.01,
     "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 12, "checkpoint_every": 5,
     "grounding_floor": -10.0,
 }

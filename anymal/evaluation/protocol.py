@@ -14,7 +14,8 @@ def prompt_text(template: Template) -> str:
 
 
 def caption_protocol(
-    *, samples: int, available: int, kinds: Sequence[str], split: str, seed: int, llm: str, max_new_tokens: int, scored_references: int, resamples: int
+    *, samples: int, available: int, kinds: Sequence[str], split: str, seed: int, llm: str, max_new_tokens: int, scored_references: int,
+    resamples: int,
 ) -> str:
     """What the caption figures were measured on, and how."""
     return "; ".join((

@@ -225,7 +225,10 @@ def load_projector(folder: Path, metadata: Mapping[str, Any]) -> nn.Module:
     """Build the projector that a checkpoint describes and load all its weights; a missing or extra tensor is refused."""
     from safetensors.torch import load_file
 
-    projector = build_projector(metadata["projector"]["kind"], metadata["projector"]["arguments"])
+    try:
+        projector = build_projector(metadata["projector"]["kind"], metadata["projector"]["arguments"])
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{folder / CHECKPOINT_METADATA}: describes no projector that this version builds ({error}); run align again") from error
     try:
         projector.load_state_dict(load_file(folder / CHECKPOINT_WEIGHTS), strict=True)
     except RuntimeError as error:

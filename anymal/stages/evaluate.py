@@ -79,7 +79,8 @@ def run_captions(config: EvaluateConfig, predictor: Predictor, llm: str) -> tupl
         predictor, kinds=config.caption_kinds, limit=config.caption_samples, scored_references=config.caption_scored_references,
         max_new_tokens=config.caption_max_new_tokens, seed=config.seed)
     text = caption_protocol(
-        samples=len(records), available=available, kinds=config.caption_kinds, split=SPLIT, seed=config.seed, llm=llm_note(llm, config.dtype, config.quantization),
+        samples=len(records), available=available, kinds=config.caption_kinds, split=SPLIT, seed=config.seed,
+        llm=llm_note(llm, config.dtype, config.quantization),
         max_new_tokens=config.caption_max_new_tokens, scored_references=config.caption_scored_references, resamples=config.bootstrap_resamples)
     return records, {"prompt": prompt_text(predictor.template("caption")), "protocol": text}
 

@@ -10,7 +10,9 @@ from anymal.model.resampler import PerceiverResampler
 from tests.tiny import make_llm
 
 TOKENS, DIM = 5, 16
-ARGUMENTS = {"media_dim": DIM, "media_tokens": TOKENS, "dim": 32, "tokens": 3, "layers": 2, "heads": 4, "pooled_latents": True, "media_positions": True, "output_scale": 0.02}
+ARGUMENTS = {
+    "media_dim": DIM, "media_tokens": TOKENS, "dim": 32, "tokens": 3, "layers": 2, "heads": 4, "pooled_latents": True, "media_positions": True,
+    "output_scale": 0.02}
 
 
 @pytest.fixture(scope="module")

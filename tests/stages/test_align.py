@@ -11,8 +11,9 @@ import torch
 
 from anymal.data.features import FeatureStore
 from anymal.errors import AnymalError, DataError
-from anymal.model.anymal import load_anymal, read_checkpoint
-from anymal.model.prompt import Medium, Prompt
+from anymal.model.anymal import AnyMAL, load_anymal, read_checkpoint
+from anymal.model.llm import load_llm
+from anymal.model.prompt import Medium, Prompt, Template
 from anymal.stages.align import AlignConfig, align
 from anymal.training.data import CaptionData
 from tests.tiny import ALIGN, make_assets, make_features
@@ -100,17 +101,12 @@ def _step(path):
 def test_a_batch_depends_on_seed_and_step_only(inputs):
     store = FeatureStore(inputs["features"], "train")
 
-    class Words:
-        templates = {"caption": type("T", (), {"messages": lambda self, q: []})(), "question": type("T", (), {"messages": lambda self, q: []})()}
-
-        def tokenize(self, prompt):
-            return type("P", (), {"texts": ((1,),), "media": prompt.media})()
-
-        def target_ids(self, text):
-            return [len(text), *map(ord, text)]
+    llm, tokenizer = load_llm(inputs["assets"] / "tiny-llm", dtype="float32", quantization="none", attention="eager")
+    templates = {"caption": Template(None, "describe : <image>"), "question": Template(None, "<image> {question}")}
+    model = AnyMAL(llm, tokenizer, {"image": torch.nn.Identity()}, templates=templates, metadata={}, encoder_folders={})
 
     def batches(seed, steps):
-        data = CaptionData(Words(), store, "image", batch_size=4, question_share=0.5, seed=seed)
+        data = CaptionData(model, store, "image", batch_size=4, question_share=0.5, seed=seed)
         return [(b.targets, [float(p.media[0].features.sum()) for p in b.prompts]) for b in map(data.batch, steps)]
 
     assert batches(1, range(30))[17:] == batches(1, range(17, 30))

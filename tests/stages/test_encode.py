@@ -158,9 +158,10 @@ def test_any_hugging_face_vision_tower_encodes(tmp_path, family):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     encoder = HuggingFaceVision(tmp_path, -2)
-    out = encoder.forward(torch.from_numpy(encoder.preprocess(Image.new("RGB", (50, 40), "red")))[None])
+    pixels = torch.from_numpy(encoder.preprocess(Image.new("RGB", (50, 40), "red")))[None]
+    out = encoder.forward(pixels)
     assert out.shape == (1, tokens, 32) == (1, encoder.tokens, encoder.dim)
-    assert not torch.equal(out, HuggingFaceVision(tmp_path, None).forward(torch.from_numpy(encoder.preprocess(Image.new("RGB", (50, 40), "red")))[None]))
+    assert not torch.equal(out, HuggingFaceVision(tmp_path, None).forward(pixels))
     with pytest.raises(ConfigError, match="encoder layer = 9"):
         HuggingFaceVision(tmp_path, 9)
 

@@ -16,8 +16,8 @@ from tests.tiny import make_features, make_llm, make_shards
 COUNTS = {"train": 3, "test": 10}
 KNOBS = {
     "seed": 0, "modality": "image", "tasks": ["caption", "vqa"], "dtype": "float32", "quantization": "none", "attention": "eager", "batch_size": 4,
-    "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "vqa_questions": 6, "vqa_max_new_tokens": 3,
-    "bootstrap_resamples": 100, "examples": 2,
+    "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "vqa_questions": 6,
+    "vqa_max_new_tokens": 3, "bootstrap_resamples": 100, "examples": 2,
 }  # fmt: skip
 
 
