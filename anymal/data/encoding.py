@@ -1,4 +1,4 @@
-"""Shards of media to shards of features: decoding in threads while the encoder computes, one shard in memory at a time."""
+"""Shards of media to shards of features: decoding in threads while the encoder computes, two shards in memory at the most."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: i
     target.mkdir(parents=True, exist_ok=True)
     blank = torch.from_numpy(encoder.preprocess(Image.new("RGB", (256, 256), "grey")))[None]
     save_tensors(target / BLANK, {"features": encoder.forward(blank).half()})
-    index = []
-    with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="images") as bar:
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as writer, track(label="encode", unit="images") as bar:
+        writing: Future[None] | None = None
         for path in shard_paths(shards):
-            done = target / f"{path.stem}.json"
-            if not done.is_file():
-                count = _encode_shard(encoder, path, target / f"{path.stem}.safetensors", pool=pool, batch_size=batch_size, bar=bar)
-                temporary = done.with_name(f".{done.name}.partial")
-                temporary.write_text(json.dumps({"name": path.stem, "count": count}))
-                temporary.replace(done)
-            index.append(json.loads(done.read_text()))
+            if not (target / f"{path.stem}.json").is_file():
+                parts, metas = _encode_shard(encoder, path, pool=pool, batch_size=batch_size, bar=bar)
+                if writing is not None:  # one shard is written while the next is encoded, never more
+                    writing.result()
+                writing = writer.submit(_write_shard, target, path.stem, parts, metas)
+        if writing is not None:
+            writing.result()
+    index = [json.loads((target / f"{path.stem}.json").read_text()) for path in shard_paths(shards)]
     for entry in index:
         (target / f"{entry['name']}.json").unlink()
     document = {**description, "tokens": encoder.tokens, "dim": encoder.dim, "shards": index}
@@ -52,15 +53,25 @@ def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: i
     write_manifest(target)
 
 
-def _encode_shard(encoder: Encoder, path: Path, target: Path, *, pool: ThreadPoolExecutor, batch_size: int, bar: Any) -> int:
+def _write_shard(target: Path, name: str, parts: list[torch.Tensor], metas: list[dict[str, Any]]) -> None:
+    """The features, then the note that they are whole."""
+    write_feature_shard(target / f"{name}.safetensors", torch.cat(parts), metas)
+    done = target / f"{name}.json"
+    temporary = done.with_name(f".{done.name}.partial")
+    temporary.write_text(json.dumps({"name": name, "count": len(metas)}))
+    temporary.replace(done)
+
+
+def _encode_shard(
+    encoder: Encoder, path: Path, *, pool: ThreadPoolExecutor, batch_size: int, bar: Any
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     metas: list[dict[str, Any]] = []
-    parts = []
+    parts: list[torch.Tensor] = []
     for samples, pixels in _batches(encoder, path, pool, batch_size):
         metas += [{**sample.meta, "key": sample.key} for sample in samples]
-        parts.append(encoder.forward(torch.from_numpy(np.stack(pixels))).numpy().astype(np.float16))
+        parts.append(encoder.forward(torch.from_numpy(np.stack(pixels))).half())
         bar.update(len(samples))
-    write_feature_shard(target, np.concatenate(parts), metas)
-    return len(metas)
+    return parts, metas
 
 
 def _batches(encoder: Encoder, path: Path, pool: ThreadPoolExecutor, batch_size: int) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:

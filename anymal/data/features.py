@@ -26,7 +26,7 @@ BLANK = "blank.safetensors"
 """Features of an empty medium (a plain grey picture), shape (1, tokens, dim): the blank control."""
 
 
-def write_feature_shard(path: Path, features: np.ndarray, metas: Sequence[dict[str, Any]]) -> None:
+def write_feature_shard(path: Path, features: torch.Tensor | np.ndarray, metas: Sequence[dict[str, Any]]) -> None:
     """Write one shard's features, shape (samples, tokens, dim), under a temporary name and rename it.
 
     Raises:
@@ -36,14 +36,13 @@ def write_feature_shard(path: Path, features: np.ndarray, metas: Sequence[dict[s
 
     if len(features) != len(metas):
         raise DataError(f"{path}: {len(features)} feature rows for {len(metas)} samples")
-    with np.errstate(over="ignore"):
-        half = features.astype(np.float16)
-    if not np.isfinite(half).all():
+    half = torch.as_tensor(features).half()
+    if not half.isfinite().all():
         raise DataError(f"{path}: the encoder gave values that float16 cannot hold; scale its output or store another layer")
     texts = [json.dumps(meta, sort_keys=True, ensure_ascii=False).encode() for meta in metas]
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     blob = np.frombuffer(bytearray(b"".join(texts)), dtype=np.uint8)
-    save_tensors(path, {"features": torch.from_numpy(half), "meta": torch.from_numpy(blob), "offsets": torch.from_numpy(offsets)})
+    save_tensors(path, {"features": half, "meta": torch.from_numpy(blob), "offsets": torch.from_numpy(offsets)})
 
 
 class FeatureStore:
