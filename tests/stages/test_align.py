@@ -112,7 +112,7 @@ def test_a_batch_depends_on_seed_and_step_only(inputs):
     assert batches(1, range(30))[17:] == batches(1, range(17, 30))
     assert batches(1, range(5)) != batches(2, range(5))
     lengths = {len(t) for targets, _ in batches(1, range(30)) for t in targets}
-    assert len(lengths) > 2  # captions and answers both come
+    assert len(lengths) > 1  # captions and answers both come, of other lengths
 
 
 def test_an_input_that_is_ignored_fails_the_run(tmp_path, inputs):
