@@ -61,7 +61,7 @@ def test_the_stage_measures_both_tasks_and_is_deterministic(inputs, tmp_path, mo
     assert tree["caption"]["nll"]["n"] == 8 and tree["vqa"]["accuracy"]["n"] == 6
     assert tree["caption"]["nll"]["value"] > 0
     assert tree["caption"]["controls"]["blank"]["cider_d"].keys() == {"value", "low", "high", "n"}
-    assert "8 of 10 captioned samples of split test" in tree["caption"]["protocol"]
+    assert "8 of 10 captioned samples of kind scene of split test" in tree["caption"]["protocol"]
     assert tree["vqa"]["prompt"] == "system: look\nuser: <image> {question}"
     assert set(verify_manifest(outputs["predictions"])) >= {"protocol.json", "image/caption.jsonl", "image/vqa.blank.json"}
     assert outputs["report"].stat().st_size < 3_000_000
