@@ -26,5 +26,9 @@ for folder in ${PIP_FIND_LINKS:-} $folders; do
     fi
 done
 .venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt "${torch[@]}" --editable '.[dev]'
+.venv/bin/python -c 'import cv2' || {
+    echo "setup: OpenCV (for text and faces in pictures) cannot be loaded; on Debian: apt-get install libgl1 libglib2.0-0" >&2
+    exit 1
+}
 rm -f .venv/.setup-*
 touch "$stamp"

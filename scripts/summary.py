@@ -61,7 +61,7 @@ def main() -> None:
     model = f"models:/{registration['name']}@{registration['alias']}"
     print(f"\nModel   {BUNDLE}, registered as version {registration['version']} of '{registration['name']}'")
     print("MLflow  make ui, then http://127.0.0.1:5000")
-    print(f'Ask     source .venv/bin/activate && anymal ask {model} --image PICTURE.png "What is this?"\n')
+    print(f'Ask     source .venv/bin/activate && anymal ask {model} --image PICTURE.png\n')
 
 
 if __name__ == "__main__":
