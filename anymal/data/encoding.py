@@ -1,4 +1,4 @@
-"""Shards of media to shards of features: decoding in threads while the encoder computes, two shards in memory at the most."""
+"""Shards of media to shards of features: decoding in threads while the encoder computes, one shard in memory at a time."""
 
 from __future__ import annotations
 
@@ -35,16 +35,11 @@ def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: i
     target.mkdir(parents=True, exist_ok=True)
     blank = torch.from_numpy(encoder.preprocess(Image.new("RGB", (256, 256), "grey")))[None]
     save_tensors(target / BLANK, {"features": encoder.forward(blank).half()})
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as writer, track(label="encode", unit="images") as bar:
-        writing: Future[None] | None = None
+    with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="images") as bar:
         for path in shard_paths(shards):
             if not (target / f"{path.stem}.json").is_file():
-                parts, metas = _encode_shard(encoder, path, pool=pool, batch_size=batch_size, bar=bar)
-                if writing is not None:  # one shard is written while the next is encoded, never more
-                    writing.result()
-                writing = writer.submit(_write_shard, target, path.stem, parts, metas)
-        if writing is not None:
-            writing.result()
+                # Passed on without a name, so that no shard's features outlive its writing.
+                _write_shard(target, path.stem, *_encode_shard(encoder, path, pool=pool, batch_size=batch_size, bar=bar))
     index = [json.loads((target / f"{path.stem}.json").read_text()) for path in shard_paths(shards)]
     for entry in index:
         (target / f"{entry['name']}.json").unlink()
