@@ -14,7 +14,7 @@ from anymal.model.anymal import AnyMAL
 from anymal.model.prompt import Medium, Pieces, Prompt
 
 POOL_BATCHES = 8
-"""Batches drawn together and bucketed by length; padding falls below 10% from about 8 on."""
+"""Batches drawn together and bucketed by length."""
 
 
 @dataclass(frozen=True)
