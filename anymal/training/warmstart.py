@@ -1,7 +1,8 @@
 """A cheap start for the projector: before the LLM is asked, its tokens learn to lie near the embeddings of the caption's words.
 
 The frozen LLM reads embeddings; a projector whose tokens already resemble those of "a red apple" is understood from the first step of
-alignment. A sample costs about a seventh of an alignment sample (109 against 16 a second in the demo), because no LLM layer runs. The objective is the bag of words (Joulin et
+alignment. A sample costs about a seventh of an alignment sample (109 against 16 a second in the demo), because no LLM
+layer runs. The objective is the bag of words (Joulin et
 al., 2016) over the LLM's own embeddings; the paper has no such start (`warm_start_steps: 0`).
 """
 
