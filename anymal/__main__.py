@@ -54,15 +54,18 @@ def _stage_command(name: str) -> click.Command:
 
     stage = load_stage(name)
 
-    def run(config: str, executor_input: str | None, **ports: Path | None) -> None:
-        given = {port: path for port, path in ports.items() if path is not None}
-        run_stage(stage, read_config(stage, config), given, executor_input)
+    def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | tuple[Path, ...]) -> None:
+        run_stage(stage, read_config(stage, config, modality), ports, executor_input)
+
+    modality = click.Option(["--modality"], metavar="NAME", help="Which of the profile's sections of this stage; not needed with JSON.")
 
     options: list[click.Parameter] = [
         click.Option(["--config"], required=True, metavar="FILE|JSON",
                      help="A profile (its section of this stage's name is read), or the section itself as JSON."),
-        *(click.Option([f"--{port.replace('_', '-')}"], required=required, type=click.Path(path_type=Path), metavar="PATH", help="Input.")
-          for port, required in stage.inputs.items()),
+        *([modality] if stage.per_modality else []),
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, multiple=several, type=click.Path(path_type=Path), metavar="PATH",
+                       help="Input; repeat it for several." if several else "Input.")
+          for port, several in stage.inputs.items()),
         *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=click.Path(path_type=Path), metavar="PATH", help="Output.")
           for port in stage.outputs),
         click.Option(["--executor-input"], metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs."),

@@ -180,8 +180,7 @@ def _signature(document: Mapping[str, Any]) -> tuple[Any, Any]:
     from PIL import Image
 
     modalities = list(document["encoders"])
-    media = [ColSpec(DataType.string, modality, required=len(modalities) == 1) for modality in modalities]
-    inputs = Schema([*media, ColSpec(DataType.string, "question", required=False)])
+    inputs = Schema([ColSpec(DataType.string, column, required=False) for column in (*modalities, "media", "question")])
     limit = ParamSpec("max_new_tokens", DataType.long, document["inference"]["max_new_tokens"])
     signature = ModelSignature(inputs, Schema([ColSpec(DataType.string)]), ParamSchema([limit]))
     if "image" not in modalities:

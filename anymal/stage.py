@@ -27,7 +27,11 @@ from anymal.data.manifest import MANIFEST, sha256_of, write_manifest
 from anymal.errors import AnymalError, ConfigError, DataError
 
 In = Annotated[Path, "in"]
+Ins = Annotated[tuple[Path, ...], "ins"]
+"""One or more paths: the option is repeated on the command line."""
 Out = Annotated[Path, "out"]
+
+Ports = Mapping[str, Path | tuple[Path, ...]]
 
 STAGES_FOLDER = Path(__file__).parent / "stages"
 
@@ -48,9 +52,10 @@ class Stage:
     function: Callable[..., None]
     config: type[Config]
     inputs: dict[str, bool]
-    """Input port name -> whether it must be given."""
+    """Input port name -> whether it takes several paths."""
     outputs: tuple[str, ...]
     resumable: bool
+    per_modality: bool
 
     @property
     def summary(self) -> str:
@@ -61,6 +66,12 @@ class Stage:
 def resumable(function: Callable[..., None]) -> Callable[..., None]:
     """Mark a stage that can go on from its own partial output when the same config and inputs come again."""
     function.resumable = True  # type: ignore[attr-defined]
+    return function
+
+
+def per_modality(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a stage that runs once per modality: its part of a profile holds one section for each, and its config a knob `modality`."""
+    function.per_modality = True  # type: ignore[attr-defined]
     return function
 
 
@@ -78,14 +89,14 @@ def load_stage(name: str) -> Stage:
     outputs: list[str] = []
     for parameter in list(parameters.values())[1:]:
         hint = hints[parameter.name]
-        choices = [hint, *typing.get_args(hint)]
-        if In in choices:
-            inputs[parameter.name] = parameter.default is inspect.Parameter.empty
-        elif Out in choices:
+        if hint in (In, Ins):
+            inputs[parameter.name] = hint == Ins
+        elif hint == Out:
             outputs.append(parameter.name)
         else:
-            raise TypeError(f"stage {name}: port {parameter.name} must be annotated In or Out, not {hint}")
-    return Stage(name, function, hints["config"], inputs, tuple(outputs), getattr(function, "resumable", False))
+            raise TypeError(f"stage {name}: port {parameter.name} must be annotated In, Ins or Out, not {hint}")
+    return Stage(name, function, hints["config"], inputs, tuple(outputs), resumable=getattr(function, "resumable", False),
+                 per_modality=getattr(function, "per_modality", False))
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -104,12 +115,16 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_config(stage: Stage, source: str) -> Config:
+def read_config(stage: Stage, source: str, modality: str | None = None) -> Config:
     """Read a stage's knobs from a profile (its section) or from inline JSON (the section itself, as Kubeflow passes it).
+
+    Args:
+        modality: which of the sections to read from a profile, for a stage that runs once per modality.
 
     Raises:
         ConfigError: naming every wrong knob at once.
     """
+    prefix = stage.name
     if source.lstrip().startswith("{"):
         try:
             section = json.loads(source, object_pairs_hook=_unique)
@@ -121,7 +136,40 @@ def read_config(stage: Stage, source: str) -> Config:
         if stage.name not in document:
             raise ConfigError(f"{source}: has no section '{stage.name}'; it has {', '.join(map(str, document))}")
         section = document[stage.name]
-    return validate(stage.config, section, stage.name)
+        if stage.per_modality:
+            prefix, section = f"{stage.name}.{modality}", _of_modality(stage.name, section, modality, source)
+    return validate(stage.config, section, prefix)
+
+
+def _of_modality(name: str, sections: object, modality: str | None, source: str) -> object:
+    """One of the sections of a stage that runs once per modality."""
+    known = ", ".join(map(str, sections)) if isinstance(sections, dict) else "none"
+    if modality is None:
+        raise ConfigError(f"{name}: runs once per modality; add --modality with one of {known}")
+    if not isinstance(sections, dict) or modality not in sections:
+        raise ConfigError(f"--modality {modality}: {source} has no section '{name}.{modality}'; '{name}' has {known}")
+    return sections[modality]
+
+
+def section_problems(stage: Stage, section: object) -> list[str]:
+    """All that is wrong with a stage's part of a profile: with its section, or with those of each modality."""
+    parts = {stage.name: section}
+    if stage.per_modality:
+        if not isinstance(section, dict) or not section:
+            return [f"{stage.name}: must hold a section per modality"]
+        parts = {f"{stage.name}.{modality}": part for modality, part in section.items()}
+    problems = []
+    for prefix, part in parts.items():
+        try:
+            validate(stage.config, part, prefix)
+        except ConfigError as error:
+            problems += str(error).split("\n")
+    return problems
+
+
+def label(stage: Stage, config: Config) -> str:
+    """What a run of a stage is called: `ingest`, `align.audio`."""
+    return f"{stage.name}.{config.modality}" if stage.per_modality else stage.name  # type: ignore[attr-defined]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,9 +203,17 @@ def with_nulls(model: type[Config], section: Any) -> Any:
 
 
 def validate(model: type[Config], section: object, prefix: str) -> Config:
-    """Check one section against its schema; every problem becomes one line of a single `ConfigError`."""
+    """Check one section against its schema; every problem becomes one line of a single `ConfigError`.
+
+    Args:
+        prefix: what the section is called; `align.audio` must say `modality: audio`.
+    """
+    modality = prefix.partition(".")[2]
     try:
-        return model.model_validate(section)
+        config = model.model_validate(section)
+        if not modality or config.modality == modality:  # type: ignore[attr-defined]
+            return config
+        problems = [f"{prefix}.modality = {config.modality}: must be {modality}, as the section is called"]  # type: ignore[attr-defined]
     except ValidationError as error:
         problems = [_problem(item, model, prefix) for item in error.errors()]
     raise ConfigError("\n".join(problems))
@@ -205,7 +261,7 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def run_stage(stage: Stage, config: Config, ports: Mapping[str, Path], executor_input: str | None = None) -> None:
+def run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None = None) -> None:
     """Run one stage: check inputs, run it with temporary outputs, rename them, and report to MLflow and Kubeflow.
 
     A stage that fails leaves none of its outputs. Partial work of a `resumable` stage stays beside the output as
@@ -216,27 +272,28 @@ def run_stage(stage: Stage, config: Config, ports: Mapping[str, Path], executor_
     """
     from anymal import tracking
 
-    inputs = {name: ports[name] for name in stage.inputs if name in ports}
-    missing = [f"--{name.replace('_', '-')} {path}" for name, path in inputs.items() if not path.exists()]
+    inputs = {name: ports[name] for name in stage.inputs}
+    targets = {name: path for name in stage.outputs if isinstance(path := ports[name], Path)}
+    missing = [f"--{name.replace('_', '-')} {path}" for name, path in _flat(inputs) if not path.exists()]
     if missing:
         raise DataError(f"{stage.name}: input not found: {', '.join(missing)}; run the stage that makes it, or correct the path")
-    _check_outputs(stage, ports, inputs)
-    partials = {name: ports[name].with_name(f".{ports[name].name}.partial") for name in stage.outputs}
-    hashes = {name: fingerprint(path) for name, path in inputs.items()}
+    _check_outputs(stage, targets, inputs)
+    partials = {name: path.with_name(f".{path.name}.partial") for name, path in targets.items()}
+    hashes = _fingerprints(inputs)
     try:
-        _prepare(stage, config, hashes, ports, partials)
-        with tracking.stage_run(stage.name, config.model_dump(mode="json"), hashes) as run:
+        _prepare(stage, config, hashes, targets, partials)
+        with tracking.stage_run(label(stage, config), config.model_dump(mode="json"), hashes) as run:
             stage.function(config, **inputs, **partials)
-            _publish(stage.name, partials, ports)
-            run.finish({name: ports[name] for name in stage.outputs})
-        for name in stage.outputs:
-            _remove(_state_file(ports[name]))
+            _publish(stage.name, partials, targets)
+            run.finish(targets)
+        for path in targets.values():
+            _remove(_state_file(path))
         if executor_input is not None:
-            write_executor_output(json.loads(executor_input), {name: ports[name] for name in stage.outputs})
+            write_executor_output(json.loads(executor_input), targets)
     except AnymalError:
         raise
     except Exception as error:
-        sentence = _explain(error, ", ".join(sorted({str(ports[name].parent) for name in stage.outputs})))
+        sentence = _explain(error, ", ".join(sorted({str(path.parent) for path in targets.values()})))
         if sentence is None:
             raise
         raise AnymalError(f"{stage.name}: {sentence}") from error
@@ -246,12 +303,23 @@ def run_stage(stage: Stage, config: Config, ports: Mapping[str, Path], executor_
                 _remove(partial)
 
 
-def _check_outputs(stage: Stage, ports: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+def _flat(ports: Ports) -> list[tuple[str, Path]]:
+    """(port, path) of every path."""
+    return [(name, path) for name, value in ports.items() for path in (value if isinstance(value, tuple) else (value,))]
+
+
+def _fingerprints(inputs: Ports) -> dict[str, str]:
+    """Port (with a number, where it takes several paths) -> SHA-256 of what is there."""
+    return {name: fingerprint(value) for name, value in inputs.items() if isinstance(value, Path)} | {
+        f"{name}.{number}": fingerprint(path) for name, value in inputs.items() if isinstance(value, tuple) for number, path in enumerate(value)}
+
+
+def _check_outputs(stage: Stage, targets: Mapping[str, Path], inputs: Ports) -> None:
     """Refuse output paths whose replacement would delete an input, another output, or a folder that no stage made."""
-    for name in stage.outputs:
-        option, path = f"{stage.name}: --{name.replace('_', '-')} {ports[name]}", ports[name].resolve()
-        others = {**inputs, **{other: ports[other] for other in stage.outputs if other != name}, "working folder": Path()}
-        for other, place in others.items():
+    for name, target in targets.items():
+        option, path = f"{stage.name}: --{name.replace('_', '-')} {target}", target.resolve()
+        others = [*_flat(inputs), *((other, place) for other, place in targets.items() if other != name), ("working folder", Path())]
+        for other, place in others:
             if place.resolve().is_relative_to(path):
                 raise ConfigError(f"{option}: would replace {other} ({place}); name a path of its own for each output")
         if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():

@@ -9,16 +9,16 @@ from components import images
 @dsl.container_component
 def encode(
     config: dict,
-    shards: Input[Dataset], assets: Input[Artifact],
+    shards: Input[Dataset], encoders: Input[Artifact],
     features: Output[Dataset],
 ):
-    """Run the frozen encoder over the shards once."""
+    """Encoder features of curated media."""
     return dsl.ContainerSpec(
         image=images.TRAIN,
         command=["anymal", "encode"],
         args=[
             "--config", config,
-            "--shards", shards.path, "--assets", assets.path,
+            "--shards", shards.path, "--encoders", encoders.path,
             "--features", features.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],

@@ -1,7 +1,7 @@
 """Component of the stage evaluate."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components import images
 
@@ -9,17 +9,17 @@ from components import images
 @dsl.container_component
 def evaluate(
     config: dict,
-    checkpoint: Input[Model], features: Input[Dataset], shards: Input[Dataset], assets: Input[Artifact],
-    predictions: Output[Dataset], report: Output[HTML], metrics: Output[Metrics],
+    checkpoints: Input[Model], features: Input[Dataset], shards: Input[Dataset], assets: Input[Artifact],
+    predictions: Output[Dataset],
 ):
-    """Measure captions and answers, with grounding controls."""
+    """What the model says of held-out samples under all conditions."""
     return dsl.ContainerSpec(
         image=images.EVAL,
         command=["anymal", "evaluate"],
         args=[
             "--config", config,
-            "--checkpoint", checkpoint.path, "--features", features.path, "--shards", shards.path, "--assets", assets.path,
-            "--predictions", predictions.path, "--report", report.path, "--metrics", metrics.path,
+            "--checkpoints", checkpoints.path, "--features", features.path, "--shards", shards.path, "--assets", assets.path,
+            "--predictions", predictions.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )

@@ -8,18 +8,18 @@ from components import images
 
 @dsl.container_component
 def register(
-    config: dict,
-    checkpoint: Input[Model], assets: Input[Artifact], evaluation: Input[Metrics], statistics: Input[Metrics],
-    bundle: Output[Model], registration: Output[Artifact],
+    config: dict, checkpoints_image: Input[Model], checkpoints_audio: Input[Model], checkpoints_video: Input[Model],
+    checkpoints_imu: Input[Model], statistics_image: Input[Metrics], statistics_audio: Input[Metrics], statistics_video: Input[Metrics],
+    statistics_imu: Input[Metrics], evaluation: Input[Metrics], assets: Input[Artifact], bundle: Output[Model], registration: Output[Artifact],
 ):
-    """Write the model bundle and register it as a candidate."""
+    """The bundle of all modalities, registered as a candidate."""
     return dsl.ContainerSpec(
-        image=images.TRAIN,
-        command=["anymal", "register"],
+        image=images.TRAIN, command=["anymal", "register"],
         args=[
-            "--config", config,
-            "--checkpoint", checkpoint.path, "--assets", assets.path, "--evaluation", evaluation.path, "--statistics", statistics.path,
-            "--bundle", bundle.path, "--registration", registration.path,
+            "--config", config, "--checkpoints", checkpoints_image.path, "--checkpoints", checkpoints_audio.path,
+            "--checkpoints", checkpoints_video.path, "--checkpoints", checkpoints_imu.path, "--statistics", statistics_image.path,
+            "--statistics", statistics_audio.path, "--statistics", statistics_video.path, "--statistics", statistics_imu.path,
+            "--evaluation", evaluation.path, "--assets", assets.path, "--bundle", bundle.path, "--registration", registration.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )

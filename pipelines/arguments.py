@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from anymal.errors import ConfigError
-from anymal.stage import load_stage, read_document, stage_names, validate, without_nulls
+from anymal.stage import load_stage, read_document, section_problems, stage_names, without_nulls
 
 
 def read_arguments(profile: Path, lock: str) -> dict[str, Any]:
-    """What the pipeline `training` is called with.
+    """What the pipeline `training` is called with: a section as it is called, one of a modality with it (`align.audio` as `align_audio`).
 
     Args:
         profile: the YAML profile.
@@ -20,11 +20,14 @@ def read_arguments(profile: Path, lock: str) -> dict[str, Any]:
     document = read_document(profile)
     problems = [f"{profile}: has no section '{name}'" for name in stage_names() if name not in document]
     problems += [f"{profile}: section '{name}' belongs to no stage" for name in document if name not in stage_names()]
-    for name in set(stage_names()) & set(document):
-        try:
-            validate(load_stage(name).config, document[name], name)
-        except ConfigError as error:
-            problems.append(str(error))
+    arguments: dict[str, Any] = {"lock": lock}
+    for name in sorted(set(stage_names()) & set(document)):
+        stage = load_stage(name)
+        problems += section_problems(stage, document[name])
+        if stage.per_modality and isinstance(document[name], dict):
+            arguments |= {f"{name}_{modality}": without_nulls(section) for modality, section in document[name].items()}
+        else:
+            arguments[name] = without_nulls(document[name])
     if problems:
         raise ConfigError("\n".join(sorted(problems)))
-    return {"lock": lock, **without_nulls(document)}
+    return arguments

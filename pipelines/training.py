@@ -1,39 +1,87 @@
-"""The graph on Kubeflow: the same stages, ports and order as dvc.yaml; its arguments are the sections of a profile."""
+"""The graph on Kubeflow: the same stages, ports and order as dvc.yaml; its arguments are the sections of a profile.
+
+What runs once per modality is one branch each, side by side; all branches align against the same LLM and meet in the figures and the bundle.
+"""
 
 from kfp import dsl, kubernetes
 
 from components.align import align as align_stage
-from components.curate import curate as curate_stage
+from components.curate_audio import curate_audio as curate_audio_stage
+from components.curate_image import curate_image as curate_image_stage
+from components.curate_imu import curate_imu as curate_imu_stage
+from components.curate_video import curate_video as curate_video_stage
 from components.encode import encode as encode_stage
 from components.evaluate import evaluate as evaluate_stage
+from components.evaluate_mixed import evaluate_mixed as evaluate_mixed_stage
 from components.ingest import ingest as ingest_stage
+from components.pretrain_encoder import pretrain_encoder as pretrain_encoder_stage
 from components.register import register as register_stage
+from components.score import score as score_stage
 
 SETTINGS = "anymal"
 """ConfigMap of the namespace that names the shared MLflow server; without it a stage's records end with its pod."""
 
 
-@dsl.pipeline(name="anymal-training", description="From raw packages to a measured multimodal LLM in the model registry.")
-def training(lock: str, ingest: dict, curate: dict, encode: dict, align: dict, evaluate: dict, register: dict):
-    """`lock` is the URI of the asset lock (docs/decisions/0004); every other argument is the profile's section of that name."""
-    lock_file = dsl.importer(artifact_uri=lock, artifact_class=dsl.Artifact, reimport=True)
-    ingested = ingest_stage(config=ingest, lock=lock_file.output)
-    assets = ingested.outputs["assets"]
-    curated = curate_stage(config=curate, assets=assets)
-    shards = curated.outputs["shards"]
-    encoded = encode_stage(config=encode, shards=shards, assets=assets)
-    features = encoded.outputs["features"]
-    aligned = align_stage(config=align, features=features, assets=assets)
-    checkpoint = aligned.outputs["checkpoint"]
-    evaluated = evaluate_stage(config=evaluate, checkpoint=checkpoint, features=features, shards=shards, assets=assets)
-    registered = register_stage(
-        config=register,
-        checkpoint=checkpoint,
-        assets=assets,
-        evaluation=evaluated.outputs["metrics"],
-        statistics=curated.outputs["statistics"],
+def tracked(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Tell a task where MLflow is."""
+    return kubernetes.use_config_map_as_env(
+        task, config_map_name=SETTINGS, config_map_key_to_env={"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
     )
-    for task in (ingested, curated, encoded, aligned, evaluated, registered):
-        kubernetes.use_config_map_as_env(
-            task, config_map_name=SETTINGS, config_map_key_to_env={"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
-        )
+
+
+@dsl.pipeline(name="anymal-training", description="From raw packages to a measured multimodal LLM in the model registry.")
+def training(
+    lock: str,
+    ingest: dict,
+    curate_image: dict, curate_audio: dict, curate_video: dict, curate_imu: dict,
+    pretrain_encoder_audio: dict, pretrain_encoder_imu: dict,
+    encode_image: dict, encode_audio: dict, encode_video: dict, encode_imu: dict,
+    align_image: dict, align_audio: dict, align_video: dict, align_imu: dict,
+    evaluate_image: dict, evaluate_audio: dict, evaluate_video: dict, evaluate_imu: dict, evaluate_mixed: dict,
+    score: dict,
+    register: dict,
+):
+    """`lock` is the URI of the asset lock (docs/decisions/0004); every other argument is a section of the profile: `align_audio` is `align.audio`."""
+    lock_file = dsl.importer(artifact_uri=lock, artifact_class=dsl.Artifact, reimport=True)
+    assets = tracked(ingest_stage(config=ingest, lock=lock_file.output)).outputs["assets"]
+
+    images = tracked(curate_image_stage(config=curate_image, assets=assets))
+    sounds = tracked(curate_audio_stage(config=curate_audio, assets=assets))
+    clips = tracked(curate_video_stage(config=curate_video, stamps=images.outputs["stamps"], assets=assets))
+    motions = tracked(curate_imu_stage(config=curate_imu, assets=assets))
+
+    def pretrained(config, curated):
+        """An encoder of its own for a modality."""
+        return tracked(pretrain_encoder_stage(config=config, shards=curated.outputs["shards"], assets=assets)).outputs["encoders"]
+
+    def branch(curated, encoders, encode, align, evaluate):
+        """Features, checkpoint and predictions of a modality."""
+        shards = curated.outputs["shards"]
+        features = tracked(encode_stage(config=encode, shards=shards, encoders=encoders)).outputs["features"]
+        checkpoint = tracked(align_stage(config=align, features=features, assets=assets)).outputs["checkpoint"]
+        evaluated = evaluate_stage(config=evaluate, checkpoints=checkpoint, features=features, shards=shards, assets=assets)
+        return features, checkpoint, tracked(evaluated).outputs["predictions"]
+
+    sound_encoder, motion_encoder = pretrained(pretrain_encoder_audio, sounds), pretrained(pretrain_encoder_imu, motions)
+    image_features, image, image_predictions = branch(images, assets, encode_image, align_image, evaluate_image)
+    _, audio, audio_predictions = branch(sounds, sound_encoder, encode_audio, align_audio, evaluate_audio)
+    _, video, video_predictions = branch(clips, assets, encode_video, align_video, evaluate_video)
+    imu_features, imu, imu_predictions = branch(motions, motion_encoder, encode_imu, align_imu, evaluate_imu)
+    mixed = tracked(evaluate_mixed_stage(
+        config=evaluate_mixed,
+        checkpoints_first=image, features_first=image_features, shards_first=images.outputs["shards"],
+        checkpoints_second=imu, features_second=imu_features, shards_second=motions.outputs["shards"],
+        assets=assets,
+    ))
+    scored = tracked(score_stage(
+        config=score,
+        predictions_image=image_predictions, predictions_audio=audio_predictions, predictions_video=video_predictions,
+        predictions_imu=imu_predictions, predictions_mixed=mixed.outputs["predictions"],
+    ))
+    tracked(register_stage(
+        config=register,
+        checkpoints_image=image, checkpoints_audio=audio, checkpoints_video=video, checkpoints_imu=imu,
+        statistics_image=images.outputs["statistics"], statistics_audio=sounds.outputs["statistics"],
+        statistics_video=clips.outputs["statistics"], statistics_imu=motions.outputs["statistics"],
+        evaluation=scored.outputs["metrics"], assets=assets,
+    ))

@@ -13,10 +13,14 @@ RESULTS = Path("results/evaluate.json")
 REGISTRATION = Path("reports/registration.json")
 BUNDLE = Path("models/bundle")
 REPORTS = {
-    "what was kept, what was dropped and why": Path("reports/curate.html"),
-    "loss curves and grounding controls": Path("reports/align"),
-    "pictures, references and predictions": Path("reports/evaluate.html"),
+    "what was kept, what was dropped and why": "reports/curate/",
+    "loss curves and grounding controls": "reports/align/",
+    "inputs, references and predictions, failures first": "reports/evaluate.html",
 }
+HEADLINE = ("nll", "cider_d", "class_accuracy", "accuracy")
+"""Figures worth a line; the report has all."""
+FILES = {"image": "PICTURE.png", "audio": "SOUND.wav", "video": "CLIP.mp4", "imu": "MOTION.csv"}
+MIXED = "mixed"
 
 
 def is_figure(node: object) -> bool:
@@ -25,17 +29,24 @@ def is_figure(node: object) -> bool:
 
 
 def rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """One row per figure: its name, the value with its 95% interval, and the same with shuffled and with blank inputs."""
-    for modality, tasks in results.items():
-        for task, figures in tasks.items():
+    """One row per headline figure: its name, the value with its 95% interval, and the same with shuffled and with blank inputs.
+
+    A figure of one part of a mixed question has, as its shuffled input, that part's medium alone replaced.
+    """
+    for modality, tasks in sorted(results.items()):
+        for task, figures in sorted(tasks.items()):
             controls = figures.get("controls", {})
-            for name, figure in figures.items():
-                if is_figure(figure):
-                    others = (controls.get(kind, {}).get(name) for kind in ("shuffled", "blank"))
-                    yield f"{modality}.{task}.{name}", _interval(figure), *(_interval(o) if is_figure(o) else "–" for o in others)
+            parts = sorted(name for name in figures if name.startswith("accuracy_"))
+            for name in (*HEADLINE, *parts):
+                if is_figure(figures.get(name)):
+                    shuffled = f"shuffled_{name.removeprefix('accuracy_')}" if name in parts else "shuffled"
+                    other, blank = (_interval(controls.get(kind, {}).get(name)) for kind in (shuffled, "blank"))
+                    yield f"{modality}.{task}.{name}", _interval(figures[name]), other, blank
 
 
-def _interval(figure: Mapping[str, Any]) -> str:
+def _interval(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "–"
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
@@ -46,22 +57,37 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def questions(results: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments of `anymal ask` to try: one for each modality, and one for the parts of the mixed questions."""
+    for modality in sorted(set(results) - {MIXED}):
+        yield f"--{modality} {FILES.get(modality, 'FILE')}"
+    for figures in results.get(MIXED, {}).values():
+        parts = sorted(name.removeprefix("accuracy_") for name in figures if name.startswith("accuracy_"))
+        options = " ".join(f"--{part} {FILES.get(part, 'FILE')}" for part in parts)
+        yield f'{options} "QUESTION"'
+
+
 def main() -> None:
     """Print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--started", type=float, metavar="SECONDS", help="when the run began, in seconds since 1970")
     started = parser.parse_args().started
     took = "" if started is None else f" in {(time.time() - started) / 60:.1f} minutes"
-    print(f"\nDone{took}: an image-language model, measured on pictures it never saw.\n")
-    print(table(json.loads(RESULTS.read_text())))
+    results = json.loads(RESULTS.read_text())
+    modalities = sorted(set(results) - {MIXED})
+    print(f"\nDone{took}: a language model that reads {', '.join(modalities)}, measured on samples it never saw.\n")
+    print(table(results))
     print("\nReports")
     for label, path in REPORTS.items():
-        print(f"  {path!s:<24}{label}")
+        print(f"  {path:<24}{label}")
     registration = json.loads(REGISTRATION.read_text())
     model = f"models:/{registration['name']}@{registration['alias']}"
     print(f"\nModel   {BUNDLE}, registered as version {registration['version']} of '{registration['name']}'")
     print("MLflow  make ui, then http://127.0.0.1:5000")
-    print(f'Ask     source .venv/bin/activate && anymal ask {model} --image PICTURE.png\n')
+    print("Ask     source .venv/bin/activate")
+    for arguments in questions(results):
+        print(f"        anymal ask {model} {arguments}")
+    print()
 
 
 if __name__ == "__main__":

@@ -120,13 +120,9 @@ def mlflow_server(session_server: Server) -> Server:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data/assets` (a random two-layer Llama and encoder) and `models/image`, a checkpoint of an untrained projector."""
-    import torch
-
+    """A folder with `data/assets` (a random two-layer Llama and image encoder) and `models/checkpoints/{image,audio,video,imu}`, untrained."""
     from anymal.data.assets import asset_document, parse_entry
     from anymal.data.manifest import write_manifest
-    from anymal.data.tensors import save_tensors
-    from anymal.model.projectors import build_projector
     from tests import tiny
 
     root = tmp_path_factory.mktemp("tiny-model")
@@ -135,29 +131,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry = {"kind": "file", "path": str(folder), "sha256": "0" * 64, "licence": {"id": "CC0-1.0"}}
         (folder / "asset.json").write_text(json.dumps(asset_document(folder.name, parse_entry(folder.name, entry, "test"))))
         write_manifest(folder)
-    torch.manual_seed(0)
-    arguments = {"media_dim": 1280, "media_tokens": 49, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "pooled_latents": True,
-                 "media_positions": True, "output_scale": 0.02}
-    checkpoint = root / "models" / "image"
-    checkpoint.mkdir(parents=True)
-    save_tensors(checkpoint / "projector.safetensors", build_projector("resampler", arguments).state_dict())
-    described = {
-        "modality": "image", "llm": "tiny-llm", "projector": {"kind": "resampler", "arguments": arguments},
-        "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "layer": None, "tokens": 49, "dim": 1280},
-        "templates": {"caption": {"system": None, "user": "describe : <image>"}, "question": {"system": None, "user": "<image> {question}"}},
-    }
-    (checkpoint / "projector.json").write_text(json.dumps(described, indent=1, sort_keys=True))
-    write_manifest(checkpoint)
+    checkpoints = root / "models" / "checkpoints"
+    tiny.make_checkpoint(checkpoints / "image", "image")
+    tiny.make_checkpoint(checkpoints / "video", "video", seed=1, encoder=tiny.VIDEO_ENCODER, frames=2)
+    for seed, modality in enumerate(("audio", "imu"), 2):
+        encoder = tiny.make_trained_encoder(tmp_path_factory.mktemp("encoders") / modality, modality)
+        tiny.make_checkpoint(checkpoints / modality, modality, seed=seed, trained_encoder=encoder, tokens=2, linear=True)
     return root
 
 
 @pytest.fixture
 def workspace(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a copy of the tiny model's files, a picture `red.png`, and a cache of its own."""
+    """A working directory with a copy of the tiny model's files, a medium of each modality (`tiny.MEDIA`), and a cache of its own."""
     from tests import tiny
 
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "red.png").write_bytes(tiny.picture("red"))
+    for name, content in tiny.MEDIA.values():
+        (tmp_path / name).write_bytes(content())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANYMAL_CACHE", str(tmp_path / "cache"))
     return tmp_path

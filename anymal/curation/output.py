@@ -1,15 +1,17 @@
-"""What curation leaves: shards, dataset card, statistics and report."""
+"""What curation leaves: shards, dataset card, statistics, report, and the cut-outs for composed clips."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
+import json
+import shutil
 import statistics as stats
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anymal.curation import images
 from anymal.curation.duplicates import SPLITS
@@ -19,6 +21,47 @@ from anymal.curation.rules import REASONS
 from anymal.data.shards import Sample, ShardWriter
 
 HERE = Path(__file__).parent
+STAMPS = "stamps.json"
+
+Member = TypeVar("Member")
+
+
+def page(name: str, **content: Any) -> str:
+    """Fill a template of this folder (`NAME.html` escapes what is put in, `NAME.md` does not); a name that it lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(name).render(**content)
+
+
+def spread(members: Sequence[Member], key: Callable[[Member], str], count: int) -> list[Member]:
+    """A sample in which no folder is preferred: the first `count` by a hash of the key."""
+    return sorted(members, key=lambda member: hashlib.sha256(key(member).encode()).digest())[:count]
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """The bytes of a picture as they stand in a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def write_media_card(folder: Path, *, title: str, extension: str, tasks: Sequence[str], fields: Sequence[str], figures: Mapping[str, Any],
+                     licences: Mapping[str, str], reasons: Mapping[str, str], examples: Sequence[tuple[str, str]], splitting: str,
+                     limits: str) -> None:
+    """Write the dataset card (README.md in the Hugging Face format) of sounds, clips or recordings.
+
+    Args:
+        tasks: task categories of the hub.
+        fields: metadata fields beside those that all samples have.
+        figures: the statistics: `seen`, `kept`, `dropped`, `splits` (split -> samples), `leaks`, `sources` (name -> `seen`, `kept`).
+        licences: source -> licence.
+        examples: keys and captions.
+        splitting: what is kept together in one split, as a sentence.
+        limits: what the data is not, as a paragraph.
+    """
+    text = page("media_card.md", title=title, extension=extension, tasks=tasks, fields=fields, figures=figures, licences=licences, reasons=reasons,
+                examples=examples, splitting=splitting, limits=limits)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def photo_sample(candidate: Candidate, train_nouns: set[str]) -> Sample:
@@ -67,6 +110,26 @@ def write_shards(curated: Curated, folder: Path, samples_per_shard: int) -> dict
                 writer.write(photo_sample(photos[key], nouns) if key in photos else scene_sample(composed[key], scene_licence))
             counts[split] = writer.count
     return counts
+
+
+def write_stamps(curated: Curated, folder: Path) -> int:
+    """Write the cut-outs that scenes are composed of, for clips that move them: `KEY.png` (RGBA, trimmed), and `stamps.json`, a list in the
+    order of the keys with `key`, `name`, `head` (noun), `size` (pixels), `colour` (mean RGB), `split`, `source`, `license`.
+
+    Returns:
+        How many there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for candidate in sorted(curated.kept, key=lambda c: c.key):
+        picture, caption = candidate.picture, candidate.caption
+        if picture is None or caption is None or picture.cutout is None:
+            continue
+        shutil.copyfile(picture.cutout, folder / f"{candidate.key}.png")
+        entries.append({"key": candidate.key, "name": caption.phrase, "head": caption.head, "size": picture.cutout_size, "colour": picture.colour,
+                        "split": candidate.split, "source": candidate.source.name, "license": candidate.source.licence})
+    (folder / STAMPS).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    return len(entries)
 
 
 def statistics(curated: Curated) -> dict[str, Any]:
@@ -119,8 +182,7 @@ def write_card(folder: Path, *, figures: dict[str, Any], curated: Curated, count
     """Write the dataset card (README.md in the Hugging Face format)."""
     licences = {c.source.name: c.source.licence for c in curated.candidates}
     examples = _spread(curated.kept, 8)
-    template = _environment().get_template("card.md")
-    text = template.render(figures=figures, licences=licences, counts=counts, shards=shards, examples=examples, reasons=REASONS)
+    text = page("card.md", figures=figures, licences=licences, counts=counts, shards=shards, examples=examples, reasons=REASONS)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -132,32 +194,20 @@ def write_report(path: Path, *, figures: dict[str, Any], curated: Curated, limit
     blurred = [{"image": _thumbnail_of(c.picture.jpeg.read_bytes()), "caption": c.caption.text, "note": f"{c.picture.faces} blurred"}
                for c in _spread([c for c in curated.kept if c.picture is not None and c.picture.faces], thumbnails) if c.picture and c.caption]
     shown = [{"image": _thumbnail_of(s.picture.jpeg.read_bytes(), 160), "captions": s.captions, "questions": s.scene.questions, "split": s.split,
-              "objects": [f"{p.stamp.name} {list(p.box)}" for p in s.scene.objects]} for s in _spread_scenes(curated.kept_scenes, thumbnails)]
+              "objects": [f"{p.stamp.name} {list(p.box)}" for p in s.scene.objects]}
+             for s in spread(curated.kept_scenes, lambda composed: composed.scene.key, thumbnails)]
     dropped = []
     for reason, meaning in REASONS.items():
         members = [c for c in curated.candidates if c.drop is not None and c.drop.reason == reason]
         if members:
             examples = [_dropped(c, limits, background) for c in _spread(members, thumbnails)]
             dropped.append({"reason": reason, "meaning": meaning, "count": len(members), "examples": examples})
-    template = _environment().get_template("report.html")
-    page = template.render(figures=figures, kept=kept, blurred=blurred, scenes=shown, dropped=dropped, reasons=REASONS, splits=SPLITS)
-    path.write_text(page, encoding="utf-8")
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    return Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True, keep_trailing_newline=True)
+    text = page("report.html", figures=figures, kept=kept, blurred=blurred, scenes=shown, dropped=dropped, reasons=REASONS, splits=SPLITS)
+    path.write_text(text, encoding="utf-8")
 
 
 def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """A sample in which no folder is preferred: the first by a hash of the key."""
-    return sorted(candidates, key=lambda c: hashlib.sha256(c.key.encode()).digest())[:count]
-
-
-def _spread_scenes(composed: Sequence[Composed], count: int) -> list[Composed]:
-    return sorted(composed, key=lambda s: hashlib.sha256(s.scene.key.encode()).digest())[:count]
+    return spread(candidates, lambda candidate: candidate.key, count)
 
 
 def _dropped(candidate: Candidate, limits: images.ImageLimits, background: tuple[int, int, int]) -> dict[str, str | None]:
@@ -182,4 +232,4 @@ def _thumbnail_of(data: bytes, side: int = 72) -> str:
 def _data_uri(image: Any, side: int) -> str:
     small = image.copy()
     small.thumbnail((side, side))
-    return f"data:image/jpeg;base64,{base64.b64encode(images.jpeg(small, 70)).decode()}"
+    return data_uri(images.jpeg(small, 70), "jpeg")

@@ -73,7 +73,7 @@ class _Entry(_Model):
     licence: Licence
     take: tuple[str | Take, ...] = ()
     """Patterns; none takes everything (a single file is then kept as it is, not unpacked). A plain pattern keeps the whole path."""
-    convert: Literal["gguf_to_hf", "torch_to_safetensors"] | None = None
+    convert: Literal["gguf_to_hf", "torch_to_safetensors", "spar_to_npy"] | None = None
 
 
 class PipEntry(_Entry):

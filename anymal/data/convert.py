@@ -1,12 +1,16 @@
-"""Conversions of an asset at ingestion, so that every later stage loads safetensors and nothing else."""
+"""Conversions of an asset at ingestion, so that every later stage loads safetensors and plain arrays and nothing else."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from anymal.errors import AssetError
+
+UNPICKLE_SECONDS = 300
 
 
 def gguf_to_hf(name: str, folder: Path) -> None:
@@ -86,4 +90,31 @@ def torch_to_safetensors(name: str, folder: Path) -> None:
         source.unlink()
 
 
-CONVERSIONS: dict[str, Callable[[str, Path], None]] = {"gguf_to_hf": gguf_to_hf, "torch_to_safetensors": torch_to_safetensors}
+def spar_to_npy(name: str, folder: Path) -> None:
+    """Replace the pickled .npy file of the SPAR data set (see `anymal.data.pickled`) by one plain .npy per series, and `series.json`.
+
+    Pickles can run code. This one is read once, here, in a process of its own that makes arrays and nothing else.
+
+    Raises:
+        AssetError: if there is not exactly one .npy file, or it is not that data set, or it names anything that arrays do not need.
+    """
+    found = sorted(folder.rglob("*.npy"))
+    if len(found) != 1:
+        raise AssetError(f"asset {name}: convert spar_to_npy needs exactly one .npy file, `take` gave {len(found)}")
+    source = found[0].rename(folder / ".pickled")
+    where = found[0].relative_to(folder)
+    try:
+        done = subprocess.run([sys.executable, "-m", "anymal.data.pickled", str(source), str(folder)], capture_output=True, text=True, check=False,
+                              timeout=UNPICKLE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise AssetError(f"asset {name}: {where} was not read after {UNPICKLE_SECONDS} s; it is refused, take the SPAR data set as seglearn "
+                         "carries it") from error
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["ended the process that read it"]
+        raise AssetError(f"asset {name}: {where} {said[-1][:200]}; it is refused, take the SPAR data set as seglearn carries it")
+    source.unlink()
+
+
+CONVERSIONS: dict[str, Callable[[str, Path], None]] = {
+    "gguf_to_hf": gguf_to_hf, "torch_to_safetensors": torch_to_safetensors, "spar_to_npy": spar_to_npy,
+}

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-
 from anymal.data.features import BLANK, INDEX, write_feature_shard
 from anymal.data.manifest import verify_manifest, write_manifest
 from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.data.tensors import save_tensors
 from anymal.errors import DataError
-from anymal.model.encoders import Encoder, open_image
+from anymal.model.encoders import Encoder
 from anymal.progress import track
 
 
@@ -33,9 +31,9 @@ def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: i
     """
     verify_manifest(shards)
     target.mkdir(parents=True, exist_ok=True)
-    blank = torch.from_numpy(encoder.preprocess(Image.new("RGB", (256, 256), "grey")))[None]
+    blank = torch.from_numpy(encoder.blank())[None]
     save_tensors(target / BLANK, {"features": encoder.forward(blank).half()})
-    with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="images") as bar:
+    with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="samples") as bar:
         for path in shard_paths(shards):
             if not (target / f"{path.stem}.json").is_file():
                 # Passed on without a name, so that no shard's features outlive its writing.
@@ -43,7 +41,7 @@ def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: i
     index = [json.loads((target / f"{path.stem}.json").read_text()) for path in shard_paths(shards)]
     for entry in index:
         (target / f"{entry['name']}.json").unlink()
-    document = {**description, "tokens": encoder.tokens, "dim": encoder.dim, "shards": index}
+    document = {**description, "tokens": encoder.tokens, "dim": encoder.dim, "frames": getattr(encoder, "frames", 1), "shards": index}
     (target / INDEX).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     write_manifest(target)
 
@@ -62,9 +60,9 @@ def _encode_shard(
 ) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     metas: list[dict[str, Any]] = []
     parts: list[torch.Tensor] = []
-    for samples, pixels in _batches(encoder, path, pool, batch_size):
+    for samples, media in _batches(encoder, path, pool, batch_size):
         metas += [{**sample.meta, "key": sample.key} for sample in samples]
-        parts.append(encoder.forward(torch.from_numpy(np.stack(pixels))).half())
+        parts.append(encoder.forward(torch.from_numpy(np.stack(media))).half())
         bar.update(len(samples))
     return parts, metas
 
@@ -73,7 +71,7 @@ def _batches(encoder: Encoder, path: Path, pool: ThreadPoolExecutor, batch_size:
     """Decoded batches in order; at most two batches are decoded ahead of the encoder."""
 
     def decode(sample: Sample) -> np.ndarray:
-        return encoder.preprocess(open_image(io.BytesIO(sample.data), f"{path}: {sample.key}.{sample.extension}"))
+        return encoder.read(io.BytesIO(sample.data), f"{path}: {sample.key}.{sample.extension}")
 
     waiting: deque[tuple[Sample, Future[np.ndarray]]] = deque()
     samples = read_shard(path)

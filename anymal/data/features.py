@@ -1,7 +1,8 @@
 """Encoder features on disk: one safetensors file a shard, memory-mapped on reading, with each sample's metadata in it.
 
-Layout of a feature folder: `features.json` (encoder, tokens, dim, shards with their counts), `blank.safetensors` and per shard `NAME.safetensors`:
-`features` (samples, tokens, dim) float16, `meta` (bytes,) uint8 of concatenated JSON, `offsets` (samples + 1,) int64 into it.
+Layout of a feature folder: `features.json` (modality, encoder, tokens, dim, frames, shards with their counts), `blank.safetensors`, `encoder/` if the
+encoder was trained here, and per shard `NAME.safetensors`: `features` (samples, tokens, dim) float16, `meta` (bytes,) uint8 of concatenated JSON,
+`offsets` (samples + 1,) int64 into it.
 Reading touches only the rows asked for, so ten times the data takes no more memory.
 """
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 INDEX = "features.json"
 BLANK = "blank.safetensors"
-"""Features of an empty medium (a plain grey picture), shape (1, tokens, dim): the blank control."""
+"""Features of an empty medium (a plain grey picture, silence), shape (1, tokens, dim): the blank control."""
+TRAINED_ENCODER = "encoder"
+"""The encoder's own files, where no asset holds them: they go with the features into the checkpoint and the bundle."""
 
 
 def write_feature_shard(path: Path, features: torch.Tensor | np.ndarray, metas: Sequence[dict[str, Any]]) -> None:

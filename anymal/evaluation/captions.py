@@ -77,10 +77,10 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 
 
 class CaptionScorer:
-    """Scores tokenised candidates against fixed references; holds METEOR's Java process while open, so use it in a `with` block."""
+    """Scores tokenised candidates against fixed references."""
 
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        """Take the tokenised references of each sample.
+    def __init__(self, references: Sequence[Sequence[str]], meteor: Any) -> None:
+        """Take the tokenised references of each sample, and METEOR as `open_meteor` gives it.
 
         Raises:
             AnymalError: if there are fewer than two samples (CIDEr-D weighs words by how many samples use them), or one has no reference.
@@ -91,14 +91,7 @@ class CaptionScorer:
         if empty:
             raise AnymalError(f"caption metrics: sample {empty[0]} has no reference caption; drop samples without captions before scoring")
         self._references = [list(group) for group in references]
-
-    def __enter__(self) -> CaptionScorer:
-        self._context = _meteor()
-        self._meteor = self._context.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+        self._meteor = meteor
 
     def measures(self, candidates: Sequence[str]) -> dict[str, Measure]:
         """The four metrics of one tokenised candidate a sample, in the references' order.
@@ -140,8 +133,12 @@ class CaptionScorer:
 
 
 @contextmanager
-def _meteor() -> Iterator[Any]:
-    """pycocoevalcap's METEOR with its Java process, which is ended on leaving."""
+def open_meteor() -> Iterator[Any]:
+    """pycocoevalcap's METEOR with its Java process, which is ended on leaving. It reads tables when it starts, so open it once for all captions.
+
+    Raises:
+        AnymalError: if Java cannot be run.
+    """
     from pycocoevalcap.meteor.meteor import Meteor
 
     before = os.environ.get("PATH", "")

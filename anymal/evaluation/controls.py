@@ -28,6 +28,42 @@ def derangement(count: int, *, seed: int) -> list[int]:
     return order
 
 
+def stand_ins(answers: Sequence[str], wanted: Sequence[str], *, seed: int, salt: int) -> list[int]:
+    """For each wanted answer a place in `answers` that holds another one: media that would make the answer false.
+
+    Args:
+        salt: parts the draws of one seed.
+
+    Raises:
+        DataError: if all answers are the same.
+    """
+    generator = np.random.default_rng((seed, 6, salt))
+    others = {answer: [place for place, other in enumerate(answers) if other != answer] for answer in sorted(set(wanted))}
+    for answer, places in others.items():
+        if not places:
+            raise DataError(f"the shuffled control needs samples with another answer than {answer!r}; every sample has it, evaluate on more")
+    return [others[answer][int(generator.integers(len(others[answer])))] for answer in wanted]
+
+
+def even_sequence(answers: Sequence[str], count: int, *, seed: int, salt: int) -> list[int]:
+    """`count` places in `answers`, each answer as often as the others; places come again only when all with their answer were used.
+
+    Args:
+        salt: parts the draws of one seed, so that two sequences are independent of each other.
+    """
+    generator = np.random.default_rng((seed, 5, salt))
+    by_answer = {answer: [place for place, other in enumerate(answers) if other == answer] for answer in sorted(set(answers))}
+    waiting: dict[str, list[int]] = {answer: [] for answer in by_answer}
+    order = sorted(by_answer)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        for answer in (order[i] for i in generator.permutation(len(order))):
+            if not waiting[answer]:
+                waiting[answer] = [by_answer[answer][i] for i in generator.permutation(len(by_answer[answer]))]
+            chosen.append(waiting[answer].pop())
+    return [chosen[i] for i in generator.permutation(count)]
+
+
 def draw(rows: Sequence[int], limit: int | None, *, seed: int) -> list[int]:
     """At most `limit` of the rows (None: all), drawn without replacement, in their order."""
     if limit is None or len(rows) <= limit:

@@ -19,14 +19,15 @@ BATCHES_AT_ONCE = 16
 """Batches whose features are in memory together; the model sorts them by length."""
 
 Record = dict[str, Any]
-Cell = tuple[int | None, str | None]
-"""A row of the features (None: the empty medium) and a question (None: the prompt has none)."""
+Cell = tuple[tuple[int | None, ...], str | None]
+"""A row of each modality's features (None: the empty medium), and a question (None: the prompt has none)."""
 
 
 class Model(Protocol):
     """What prediction needs of `anymal.model.anymal.AnyMAL`."""
 
-    templates: dict[str, Template]
+    templates: dict[str, dict[str, Template]]
+    metadata: dict[str, dict[str, Any]]
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int) -> list[str]:
         """Greedy answers."""
@@ -38,44 +39,60 @@ class Model(Protocol):
 
 
 class Predictor:
-    """Asks a model about rows of a feature store; `None` for a row means the empty medium.
+    """Asks a model about rows of feature stores, one store a modality, in the order in which a prompt holds their media.
 
     Raises:
-        DataError: if the features were made by another encoder than the one the model's projector was trained on.
+        DataError: if features were made by another encoder than the one the model's projector was trained on.
     """
 
-    def __init__(self, model: Model, store: FeatureStore, *, modality: str, trained_on: Mapping[str, Any], batch_size: int) -> None:
-        for field, found in {**store.info["encoder"], "tokens": store.tokens, "dim": store.dim}.items():
-            if trained_on.get(field) != found:
-                raise DataError(f"features: made by an encoder with {field} = {found}, but the checkpoint's projector was trained on "
-                                f"{field} = {trained_on.get(field)}; run encode with the encoder that align saw")
-        self._model, self._store, self._modality, self._batch_size = model, store, modality, batch_size
+    def __init__(self, model: Model, stores: Mapping[str, FeatureStore], *, batch_size: int) -> None:
+        for modality, store in stores.items():
+            trained_on = model.metadata[modality]["encoder"]
+            for field, found in {**store.info["encoder"], "tokens": store.tokens, "dim": store.dim}.items():
+                if trained_on.get(field) != found:
+                    raise DataError(f"features of {modality}: made by an encoder with {field} = {found}, but the checkpoint's projector was "
+                                    f"trained on {field} = {trained_on.get(field)}; run encode with the encoder that align saw")
+        self._model, self._batch_size = model, batch_size
+        self.stores = dict(stores)
+
+    @property
+    def modalities(self) -> list[str]:
+        """In the order of the media of a prompt."""
+        return list(self.stores)
 
     @property
     def store(self) -> FeatureStore:
-        """The held-out features."""
-        return self._store
+        """The held-out features of the first modality."""
+        return next(iter(self.stores.values()))
 
-    def template(self, name: str) -> Template:
-        """A prompt of the model by name.
+    def template(self, *names: str) -> Template:
+        """The first modality's prompt of the first of these names that it has.
 
         Raises:
-            DataError: if the model has none of that name.
+            DataError: if it has none of them.
         """
-        if name not in self._model.templates:
-            raise DataError(f"checkpoint: has no prompt template '{name}', only {', '.join(sorted(self._model.templates))}; "
-                            "add it to align's knobs and train again, or leave its task out of evaluate.tasks")
-        return self._model.templates[name]
+        known = self._model.templates[self.modalities[0]]
+        for name in names:
+            if name in known:
+                return known[name]
+        raise DataError(f"checkpoint of {self.modalities[0]}: has no prompt template '{names[-1]}', only {', '.join(sorted(known))}; "
+                        "add it to align's knobs and train again, or leave its task out of evaluate's tasks")
+
+    def messages(self, template: Template, question: str | None = None) -> list[dict[str, str]]:
+        """The chat messages of a prompt with one medium of each modality."""
+        return template.messages(self.modalities, question)
 
     def _prompts(self, template: Template, cells: Sequence[Cell]) -> list[Prompt]:
-        return [Prompt(template.messages(question), [Medium(self._modality, self._features(row))]) for row, question in cells]
+        return [Prompt(self.messages(template, question), [
+            Medium(modality, self._features(modality, row)) for modality, row in zip(self.stores, rows, strict=True)]) for rows, question in cells]
 
-    def _features(self, row: int | None) -> torch.Tensor:
-        return self._store.blank() if row is None else self._store.features([row])[0]
+    def _features(self, modality: str, row: int | None) -> torch.Tensor:
+        store = self.stores[modality]
+        return store.blank() if row is None else store.features([row])[0]
 
     def answers(self, template: Template, cells: Iterable[Cell], *, max_new_tokens: int, label: str) -> dict[Cell, str]:
-        """Greedy answers to (row, question) pairs; each distinct pair is generated once, for equal input gives equal output."""
-        distinct = sorted(set(cells), key=lambda cell: (cell[0] is None, cell[0] or 0, cell[1] or ""))
+        """Greedy answers to (rows, question) pairs; each distinct pair is generated once, for equal input gives equal output."""
+        distinct = sorted(set(cells), key=lambda cell: ([(row is None, row or 0) for row in cell[0]], cell[1] or ""))
         answers: dict[Cell, str] = {}
         with track(total=len(distinct), label=label, unit="answers") as bar:
             for chunk in self._chunks(distinct):
@@ -93,12 +110,12 @@ class Predictor:
         scores: list[tuple[float, int]] = []
         with track(total=len(cells), label=label, unit="captions") as bar:
             for chunk in self._chunks(cells):
-                prompts = self._prompts(template, [(row, None) for row, _ in chunk])
+                prompts = self._prompts(template, [((row,), None) for row, _ in chunk])
                 scores += self._model.score(prompts, [text for _, text in chunk], batch_size=self._batch_size)
                 bar.update(len(chunk))
         for (row, _), (nats, _) in zip(cells, scores, strict=True):
             if not math.isfinite(nats):
-                key = "the empty input" if row is None else self._store.meta(row)["key"]
+                key = "the empty input" if row is None else self.store.meta(row)["key"]
                 raise NumericalError(f"evaluate: the loss of sample {key} is {nats}; check the checkpoint, or use dtype float32")
         return scores
 
@@ -107,38 +124,49 @@ class Predictor:
         return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def group_of(meta: Mapping[str, Any]) -> str:
+    """What a sample belongs to and is not independent of (a kit, a subject, a video); a sample without a group is one by itself."""
+    return str(meta.get("group", meta["key"]))
+
+
 def predict_captions(
-    predictor: Predictor, *, kinds: Sequence[str], limit: int | None, scored_references: int, max_new_tokens: int, seed: int
+    predictor: Predictor, *, kinds: Sequence[str] | None, limit: int | None, scored_references: int, max_new_tokens: int, seed: int
 ) -> tuple[list[Record], int]:
-    """Captions and reference losses of held-out samples under each condition.
+    """Captions and reference losses of held-out samples of one modality under each condition.
 
     Args:
-        kinds: kinds of samples to take (`kind` of their metadata).
+        kinds: kinds of samples to take (`kind` of their metadata; None: all).
         limit: greatest number of samples (None: all that have a caption).
         scored_references: how many of a sample's references have their loss measured, from the first.
 
     Returns:
-        One record a sample (`key`, `source`, `prompt`, `references`, `shuffled_key`, `prediction` and `nll` by condition; `nll` is
-        `{nats, tokens}`, summed over the scored references), and how many samples could have been taken.
+        One record a sample (`key`, `source`, `group`, `label` or None, `prompt`, `references`, `shuffled_key`, `shuffled_label`,
+        `prediction` and `nll` by condition; `nll` is `{nats, tokens}`, summed over the scored references), and how many samples could
+        have been taken.
 
     Raises:
-        DataError: if fewer than two samples have a caption.
+        DataError: if the split has no sample of these kinds, or fewer than two with a caption.
     """
     store, template = predictor.store, predictor.template("caption")
-    having = [row for row in range(len(store)) if (meta := store.meta(row))["captions"] and meta["kind"] in kinds]
+    having = [row for row in range(len(store)) if (meta := store.meta(row))["captions"] and (kinds is None or meta["kind"] in kinds)]
+    if not having and kinds is not None:
+        found = sorted({store.meta(row)["kind"] for row in range(len(store))})
+        raise DataError(f"evaluate's caption_kinds = {', '.join(kinds)}: no captioned sample is of these kinds; there are {', '.join(found)}")
     rows = draw(having, limit, seed=seed)
     others = [rows[i] for i in derangement(len(rows), seed=seed)]
     inputs: dict[str, Sequence[int | None]] = {"right": rows, "shuffled": others, "blank": [None] * len(rows)}
-    said = predictor.answers(template, [(row, None) for row in [*rows, None]], max_new_tokens=max_new_tokens, label="captions")
-    metas = [store.meta(row) for row in rows]
+    said = predictor.answers(template, [((row,), None) for row in [*rows, None]], max_new_tokens=max_new_tokens, label="captions")
     records: list[Record] = []
-    for index, meta in enumerate(metas):
+    for index, (row, other) in enumerate(zip(rows, others, strict=True)):
+        meta, stand_in = store.meta(row), store.meta(other)
         records.append({
-            "key": meta["key"], "source": meta["source"], "prompt": template.messages(), "references": meta["captions"],
-            "scored_references": min(scored_references, len(meta["captions"])), "shuffled_key": store.meta(others[index])["key"],
-            "prediction": {condition: said[inputs[condition][index], None] for condition in CONDITIONS}, "nll": {},
+            "key": meta["key"], "source": meta["source"], "group": group_of(meta), "label": meta.get("label"),
+            "prompt": predictor.messages(template), "references": meta["captions"],
+            "scored_references": min(scored_references, len(meta["captions"])), "shuffled_key": stand_in["key"],
+            "shuffled_label": stand_in.get("label"),
+            "prediction": {condition: said[(inputs[condition][index],), None] for condition in CONDITIONS}, "nll": {},
         })  # fmt: skip
-    targets = [(index, text) for index, meta in enumerate(metas) for text in meta["captions"][:scored_references]]
+    targets = [(index, text) for index, record in enumerate(records) for text in record["references"][:scored_references]]
     for condition in CONDITIONS:
         losses = predictor.losses(template, [(inputs[condition][index], text) for index, text in targets], label=f"nll, {condition} input")
         for record in records:
@@ -150,14 +178,19 @@ def predict_captions(
     return records, len(having)
 
 
+def label_vocabulary(store: FeatureStore) -> list[str]:
+    """All labels of the samples of a split, sorted; empty where samples have none."""
+    return sorted({label for row in range(len(store)) if (label := store.meta(row).get("label")) is not None})
+
+
 def predict_answers(predictor: Predictor, *, limit: int | None, max_new_tokens: int, seed: int) -> tuple[list[Record], int]:
-    """Answers to questions about held-out samples under each condition.
+    """Answers to questions about held-out samples of one modality under each condition.
 
     Args:
         limit: greatest number of questions (None: all), drawn as evenly over the kinds as their numbers allow.
 
     Returns:
-        One record a question (`question_id`, `key`, `source`, `kind`, `question`, `prompt`, `references`, `shuffled_key`,
+        One record a question (`question_id`, `key`, `source`, `group`, `kind`, `question`, `prompt`, `references`, `shuffled_key`,
         `prediction` by condition), and how many questions could have been taken.
 
     Raises:
@@ -171,20 +204,22 @@ def predict_answers(predictor: Predictor, *, limit: int | None, max_new_tokens: 
             kinds.setdefault(question["kind"], []).append(len(places))
             places.append((row, number))
     if not places:
-        raise DataError("features: the split holds no sample with questions; let curate compose scenes, or leave vqa out of evaluate.tasks")
+        raise DataError(f"features of {predictor.modalities[0]}: the split holds no sample with questions; let curate make some, or leave the "
+                        "task out of evaluate's tasks")
     chosen = [places[i] for i in draw_stratified(kinds, limit, seed=seed)]
     rows = sorted({row for row, _ in chosen})
     other = {rows[i]: rows[j] for i, j in enumerate(derangement(len(rows), seed=seed))}
     records: list[Record] = []
-    cells: list[dict[str, tuple[int | None, str]]] = []
+    cells: list[dict[str, Cell]] = []
     for row, number in chosen:
         meta = store.meta(row)
         entry = meta["questions"][number]
         question = entry["question"]
-        cells.append({"right": (row, question), "shuffled": (other[row], question), "blank": (None, question)})
+        cells.append({"right": ((row,), question), "shuffled": ((other[row],), question), "blank": ((None,), question)})
         records.append({
-            "question_id": f"{meta['key']}-{number}", "key": meta["key"], "source": meta["source"], "kind": entry["kind"], "question": question,
-            "prompt": template.messages(question), "references": [entry["answer"]], "shuffled_key": store.meta(other[row])["key"],
+            "question_id": f"{meta['key']}-{number}", "key": meta["key"], "source": meta["source"], "group": group_of(meta),
+            "kind": entry["kind"], "question": question, "prompt": predictor.messages(template, question), "references": [entry["answer"]],
+            "shuffled_key": store.meta(other[row])["key"],
         })  # fmt: skip
     said = predictor.answers(template, [cell for by in cells for cell in by.values()], max_new_tokens=max_new_tokens, label="answers")
     for record, by in zip(records, cells, strict=True):

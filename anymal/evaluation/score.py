@@ -1,22 +1,25 @@
-"""From a predictions folder alone to the figures of `results/evaluate.json`: modality -> task -> figure -> {value, low, high, n}."""
+"""From predictions folders alone to the figures of `results/evaluate.json`: modality -> task -> figure -> {value, low, high, n}."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anymal.evaluation import captions, vqa
-from anymal.evaluation.bootstrap import Measure, figures, ratio
-from anymal.evaluation.controls import CONDITIONS
-from anymal.evaluation.predictions import read_predictions
+from anymal.errors import DataError
+from anymal.evaluation import captions, names, vqa
+from anymal.evaluation.bootstrap import Measure, figures, mean_of, ratio
+from anymal.evaluation.predictions import PROTOCOL, read_predictions
+from anymal.evaluation.protocol import interval_note
 
 DECIMALS = 6
 MAJORITY = "majority"
+CLASS = "class_accuracy"
 
 Record = dict[str, Any]
 Conditions = Mapping[str, Mapping[str, Measure]]
@@ -24,25 +27,70 @@ Conditions = Mapping[str, Mapping[str, Measure]]
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures, and the records with what each of them scored (`scores`: condition -> metric -> number)."""
+    """The figures, and modality -> task -> records with what each of them scored (`scores`: condition -> metric -> number)."""
 
-    results: dict[str, Any]
-    records: dict[str, list[Record]]
+    results: dict[str, dict[str, Any]]
+    records: dict[str, dict[str, list[Record]]]
 
 
-def score_predictions(folder: Path) -> Scores:
-    """Score a predictions folder; needs neither model nor features, and gives the same figures each time.
+def score_all(folders: Sequence[Path], *, resamples: int, seed: int) -> tuple[Scores, dict[str, Path]]:
+    """Score several predictions folders; also says which modality's predictions are where.
 
     Raises:
-        AnymalError: if the folder was changed, a task has fewer than two samples, or Java cannot be run.
+        AnymalError: as `score_predictions`, and if two folders hold the same modality, or captions are to be scored and Java is missing.
     """
-    protocol, records = read_predictions(folder)
-    options = {"resamples": protocol["resamples"], "seed": protocol["seed"]}
-    score = {"caption": _captions, "vqa": _answers}
+    read: dict[str, tuple[Path, dict[str, Any], dict[str, list[Record]]]] = {}
+    for folder in folders:
+        protocol, records = read_predictions(folder)
+        modality = protocol["modality"]
+        if modality in read:
+            raise DataError(f"{folder}: holds predictions of {modality}, as {read[modality][0]} does; give one predictions folder per modality")
+        read[modality] = (folder, protocol, records)
+    results, scored = {}, {}
+    with captions.open_meteor() if any("caption" in records for _, _, records in read.values()) else nullcontext() as meteor:
+        for modality, (_, protocol, records) in sorted(read.items()):
+            results[modality] = score_predictions(protocol, records, meteor=meteor, resamples=resamples, seed=seed)
+            scored[modality] = records
+    return Scores(results, scored), {modality: folder for modality, (folder, _, _) in sorted(read.items())}
+
+
+def score_predictions(
+    protocol: Mapping[str, Any], records: Mapping[str, list[Record]], *, meteor: Any, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Score what `read_predictions` gave: task -> figures. Needs neither model nor features; notes in each record what it scored.
+
+    Args:
+        meteor: as `open_meteor` gives it; None where there are no captions.
+
+    Raises:
+        AnymalError: if a task has fewer than two samples, or Java cannot be run.
+    """
     tasks = {}
     for task, entries in records.items():
-        tasks[task] = {**score[task](entries, **options), **protocol["tasks"][task]}
-    return Scores(_rounded({protocol["modality"]: tasks}), records)
+        described = protocol["tasks"][task]
+        if not entries:
+            raise DataError(f"{protocol['modality']}/{task}.jsonl: holds no record, though {PROTOCOL} names the task; run evaluate again")
+        options = {"resamples": resamples, "seed": seed}
+        if task == "caption":
+            found = _captions(entries, described["vocabulary"], meteor, **options)
+        elif "keys" in entries[0]:
+            found = _mixed(entries, described["vocabulary"], **options)
+        else:
+            found = _answers(entries, **options)
+        groups = _group_counts(protocol["modality"], entries)
+        samples, together = len(entries), "whole samples"
+        if task != "caption" and "key" in entries[0]:
+            samples, together = len({record["key"] for record in entries}), "whole samples, each with all questions about it"
+        note = interval_note(resamples=resamples, seed=seed, samples=samples, groups=groups, together=together)
+        tasks[task] = {**found, "groups": groups, "prompt": described["prompt"], "protocol": f"{described['protocol']}; {note}"}
+    rounded: dict[str, Any] = _rounded(tasks)
+    return rounded
+
+
+def _group_counts(modality: str, records: Sequence[Record]) -> dict[str, int]:
+    if "groups" in records[0]:
+        return {name: len({record["groups"][name] for record in records}) for name in records[0]["groups"]}
+    return {modality: len({record["group"] for record in records})}
 
 
 def dump(results: Mapping[str, Any]) -> str:
@@ -66,44 +114,80 @@ def _is_figure(entry: object) -> bool:
     return isinstance(entry, dict) and entry.keys() == {"value", "low", "high", "n"}
 
 
-def _captions(records: list[Record], *, resamples: int, seed: int) -> dict[str, Any]:
+def _captions(records: list[Record], vocabulary: Sequence[str] | None, meteor: Any, *, resamples: int, seed: int) -> dict[str, Any]:
     sizes = [len(record["references"]) for record in records]
-    texts = [text for record in records for text in record["references"]] + [r["prediction"][c] for c in CONDITIONS for r in records]
+    asked = list(records[0]["prediction"])
+    texts = [text for record in records for text in record["references"]] + [r["prediction"][c] for c in asked for r in records]
     tokens = iter(captions.tokenize(texts))
     references = [[next(tokens) for _ in range(size)] for size in sizes]
     conditions: dict[str, dict[str, Measure]] = {}
-    with captions.CaptionScorer(references) as scorer:
-        for condition in CONDITIONS:
-            losses = [record["nll"][condition] for record in records]
-            loss = captions.loss_measure([entry["nats"] for entry in losses], [entry["tokens"] for entry in losses])
-            conditions[condition] = {"nll": loss, **scorer.measures([next(tokens) for _ in records])}
+    scorer = captions.CaptionScorer(references, meteor)
+    for condition in asked:
+        losses = [record["nll"][condition] for record in records]
+        loss = captions.loss_measure([entry["nats"] for entry in losses], [entry["tokens"] for entry in losses])
+        conditions[condition] = {"nll": loss, **scorer.measures([next(tokens) for _ in records])}
     _note_scores(records, conditions)
     result = _block(conditions, n=len(records), resamples=resamples, seed=seed)
     result["normaliser"] = captions.NORMALISER
-    by_source, too_few = {}, {}
-    for source, places in _groups([record["source"] for record in records]).items():
+    result |= _by("source", [record["source"] for record in records], conditions, resamples=resamples, seed=seed)
+    return _merged(result, label_figures(records, vocabulary or (), resamples=resamples, seed=seed))
+
+
+def label_figures(records: list[Record], vocabulary: Sequence[str], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Class accuracy of the captions whose samples have a label, in all and by label; nothing if fewer than two have one."""
+    known = names.Vocabulary(vocabulary)
+    having = [record for record in records if record["label"] is not None]
+    if len(having) < 2:
+        return {}
+    for record in having:
+        record["named"] = {condition: sorted(known.named(text)) for condition, text in record["prediction"].items()}
+    conditions = {c: {CLASS: mean_of(np.array([r["named"][c] == [names.canonical(r["label"])] for r in having], dtype=float))}
+                  for c in having[0]["prediction"]}  # fmt: skip
+    _note_scores(having, conditions)
+    result = _block(conditions, n=len(having), resamples=resamples, seed=seed)
+    result |= _by("label", [record["label"] for record in having], conditions, resamples=resamples, seed=seed)
+    same = sum(record["label"] == record["shuffled_label"] for record in having)
+    return result | {"normaliser": f"{CLASS}: {names.NORMALISER}", "shuffled_of_the_same_label": same}
+
+
+def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two branches of one task as one: their figures side by side, at every depth, and their notes after each other."""
+    for name, entry in second.items():
+        known = first.get(name)
+        if isinstance(known, dict):
+            first[name] = _merged(known, entry)
+        else:
+            first[name] = entry if known is None else f"{known}; {entry}"
+    return first
+
+
+def _by(name: str, owners: Sequence[str], conditions: Conditions, *, resamples: int, seed: int) -> dict[str, Any]:
+    """`by_NAME`: the figures of the right input of each owner's samples alone, and their gaps to the shuffled one."""
+    found, too_few = {}, {}
+    for owner, places in _groups(owners).items():
         if len(places) < 2:
-            too_few[source] = len(places)
+            too_few[owner] = len(places)
         else:
             block = _block(_select(conditions, places), n=len(places), resamples=resamples, seed=seed)
-            by_source[source] = {name: entry for name, entry in block.items() if name not in {"controls", "gap_blank"}}
-    return result | {"by_source": by_source} | ({"sources_of_one_sample": too_few} if too_few else {})
+            found[owner] = {figure: entry for figure, entry in block.items() if figure not in {"controls", "gap_blank"}}
+    return {f"by_{name}": found} | ({f"{name}s_of_one_sample": too_few} if too_few else {})
 
 
 def _answers(records: list[Record], *, resamples: int, seed: int) -> dict[str, Any]:
     kinds = [record["kind"] for record in records]
     usual = vqa.majority_answers(kinds, [record["references"][0] for record in records])
-    said = {condition: [record["prediction"][condition] for record in records] for condition in CONDITIONS}
+    asked = list(records[0]["prediction"])
+    said = {condition: [record["prediction"][condition] for record in records] for condition in asked}
     said[MAJORITY] = [usual[kind] for kind in kinds]
     scores = {c: np.array([vqa.vqa_accuracy(answer, r["references"]) for answer, r in zip(said[c], records, strict=True)]) for c in said}
-    _note_scores(records, {c: {"accuracy": Measure(np.stack([s, np.ones(len(s))], axis=1), ratio)} for c, s in scores.items()})
+    _note_scores(records, {c: {"accuracy": mean_of(s)} for c, s in scores.items()})
     keys = [record["key"] for record in records]
     everything = list(range(len(records)))
     result = _block(_by_sample(scores, keys, everything), n=len(records), resamples=resamples, seed=seed)
     known: dict[str, set[str]] = {}
     for record in records:
         known.setdefault(record["kind"], set()).update(map(vqa.normalise_answer, record["references"]))
-    for condition in CONDITIONS:
+    for condition in asked:
         target = result if condition == "right" else result["controls"][condition]
         normal = list(map(vqa.normalise_answer, said[condition]))
         target["empty_answers"] = sum(not answer for answer in normal)
@@ -116,6 +200,26 @@ def _answers(records: list[Record], *, resamples: int, seed: int) -> dict[str, A
             by_kind[kind] = _block(_by_sample(scores, keys, places), n=len(places), resamples=resamples, seed=seed)
     result |= {"normaliser": vqa.NORMALISER, "by_kind": by_kind}
     return result | ({"kinds_of_one_sample": too_few} if too_few else {})
+
+
+def _mixed(records: list[Record], vocabulary: Mapping[str, Sequence[str]], *, resamples: int, seed: int) -> dict[str, Any]:
+    parts = list(records[0]["references"])
+    known = names.Vocabulary(answer for part in parts for answer in vocabulary[part])
+    usual = {part: vqa.majority_answers([part] * len(records), [record["references"][part] for record in records])[part] for part in parts}
+    asked = list(records[0]["prediction"])
+    conditions: dict[str, dict[str, Measure]] = {}
+    for condition in [*asked, MAJORITY]:
+        right = {part: np.empty(len(records)) for part in parts}
+        for place, record in enumerate(records):
+            for part, truth in record["references"].items():
+                if condition == MAJORITY:
+                    right[part][place] = vqa.normalise_answer(truth) == usual[part]
+                else:
+                    right[part][place] = known.names_only(record["prediction"][condition], truth, among=vocabulary[part])
+        every = np.stack([right[part] for part in parts]).min(axis=0)
+        conditions[condition] = {"accuracy": mean_of(every), **{f"accuracy_{part}": mean_of(right[part]) for part in parts}}
+    _note_scores(records, conditions)
+    return _block(conditions, n=len(records), resamples=resamples, seed=seed) | {"normaliser": names.NORMALISER}
 
 
 def _block(conditions: Conditions, *, n: int, resamples: int, seed: int) -> dict[str, Any]:

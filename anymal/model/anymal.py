@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anymal.data.manifest import verify_manifest
+from anymal.data.features import TRAINED_ENCODER
+from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.tensors import save_tensors
 from anymal.errors import BundleError, DataError, NumericalError
-from anymal.model.encoders import Encoder, load_encoder, open_image
+from anymal.model.encoders import Encoder, load_encoder
 from anymal.model.llm import PrefixCache, load_llm
 from anymal.model.projectors import build_projector
 from anymal.model.prompt import Pieces, Prompt, Template, tokenize
@@ -41,18 +45,18 @@ class AnyMAL(nn.Module):
         llm: a frozen causal LM of transformers; never rewritten, only called with embeddings.
         tokenizer: its tokenizer, with a chat template.
         projectors: modality -> module from (batch, tokens, encoder dim) to (batch, tokens, LLM dim).
-        templates: the prompts it was trained with, by name ("caption", "question").
+        templates: modality -> the prompts it was trained with, by name ("caption", "question").
         metadata: modality -> what its checkpoint records (encoder, projector, …).
         encoder_folders: modality -> asset folder of its encoder, loaded only when `encode` is called.
     """
 
-    def __init__(self, llm: Any, tokenizer: Any, projectors: Mapping[str, nn.Module], *, templates: Mapping[str, Template],
+    def __init__(self, llm: Any, tokenizer: Any, projectors: Mapping[str, nn.Module], *, templates: Mapping[str, Mapping[str, Template]],
                  metadata: Mapping[str, dict[str, Any]], encoder_folders: Mapping[str, Path]) -> None:
         super().__init__()
         self.llm = llm
         self.tokenizer = tokenizer
         self.projectors = nn.ModuleDict(projectors)
-        self.templates = dict(templates)
+        self.templates = {modality: dict(by_name) for modality, by_name in templates.items()}
         self.metadata = dict(metadata)
         self._encoder_folders = dict(encoder_folders)
         self._encoders: dict[str, Encoder] = {}
@@ -64,31 +68,46 @@ class AnyMAL(nn.Module):
         return int(self.tokenizer.eos_token_id)
 
     def encoder(self, modality: str) -> Encoder:
-        """The frozen encoder of a modality, loaded on first use."""
-        if modality not in self._encoder_folders:
-            raise DataError(f"this model has no projector for '{modality}'; it reads {', '.join(self._encoder_folders) or 'text only'}")
+        """The frozen encoder of a modality, loaded on first use.
+
+        Raises:
+            DataError: naming the modality, if the model has no projector for it.
+        """
+        self._check_reads(modality)
         if modality not in self._encoders:
             spec = self.metadata[modality]["encoder"]
-            self._encoders[modality] = load_encoder(spec["kind"], self._encoder_folders[modality], spec["layer"])
+            self._encoders[modality] = load_encoder(spec["kind"], self._encoder_folders[modality], spec["settings"])
         return self._encoders[modality]
 
-    def encode(self, modality: str, paths: Sequence[Path]) -> list[Tensor]:
-        """Features of the files, each (tokens, encoder dim), float16 as the feature shards hold them."""
+    def _check_reads(self, modality: str) -> None:
+        if modality not in self.projectors:
+            raise DataError(f"this model has no projector for '{modality}'; it reads {', '.join(self.projectors) or 'text only'}")
+
+    def encode(self, modality: str, media: Sequence[np.ndarray]) -> list[Tensor]:
+        """Features of media as the encoder's `read` gave them, each (tokens, encoder dim), float16 as the feature shards hold them."""
         encoder = self.encoder(modality)
-        features = []
-        for path in paths:
-            if not path.is_file():
-                raise DataError(f"{path}: no such file")
-            pixels = encoder.preprocess(open_image(path, str(path)))
-            features.append(encoder.forward(torch.from_numpy(pixels)[None])[0].half())
-        return features
+        return [encoder.forward(torch.from_numpy(medium)[None])[0].half() for medium in media]
 
     def tokenize(self, prompt: Prompt) -> Pieces:
-        """One tokenisation path for training, scoring and generation; names a modality that has no projector."""
+        """One tokenisation path for training, scoring and generation.
+
+        Raises:
+            DataError: if placeholders and media do not match, or a medium's modality has no projector.
+        """
         for medium in prompt.media:
-            if medium.modality not in self.projectors:
-                raise DataError(f"this model has no projector for '{medium.modality}'; it reads {', '.join(self.projectors) or 'text only'}")
+            self._check_reads(medium.modality)
         return tokenize(prompt, self.tokenizer)
+
+    def length(self, sample: Pieces) -> int:
+        """Tokens of a prompt as the LLM sees it: text and modality tokens."""
+        return sum(map(len, sample.texts)) + sum(self.metadata[medium.modality]["projector"]["arguments"]["tokens"] for medium in sample.media)
+
+    def _check_fits(self, lengths: Sequence[int], more: int) -> None:
+        limit = getattr(self.llm.config, "max_position_embeddings", None)
+        longest = max(lengths)
+        if limit is not None and longest + more > limit:
+            raise DataError(f"the prompt has {longest} tokens, with an answer of up to {more} more than the {limit} that the model can read; "
+                            "shorten the text, give fewer files, or lower max_new_tokens")
 
     def target_ids(self, target: str) -> list[int]:
         """Token ids of an answer, the end of turn included."""
@@ -117,7 +136,9 @@ class AnyMAL(nn.Module):
         """Summed negative log-likelihood (nats, end of turn included) and number of tokens of each target given its prompt."""
         samples, ids = [self.tokenize(prompt) for prompt in prompts], [self.target_ids(target) for target in targets]
         results: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
-        for rows in self._batches([_length(s) + len(t) for s, t in zip(samples, ids, strict=True)], batch_size, progress):
+        lengths = [self.length(s) + len(t) for s, t in zip(samples, ids, strict=True)]
+        self._check_fits(lengths, 0)
+        for rows in self._batches(lengths, batch_size, progress):
             losses = self.token_losses([samples[i] for i in rows], [ids[i] for i in rows])
             for i, part in zip(rows, losses.values.split(losses.lengths), strict=True):
                 results[i] = (float(part.double().sum()), len(part))
@@ -130,7 +151,9 @@ class AnyMAL(nn.Module):
         """Greedy answers, without the end of turn and stripped of surrounding white space."""
         samples = [self.tokenize(prompt) for prompt in prompts]
         answers = [""] * len(samples)
-        for rows in self._batches([_length(s) for s in samples], batch_size, progress):
+        lengths = [self.length(s) for s in samples]
+        self._check_fits(lengths, max_new_tokens)
+        for rows in self._batches(lengths, batch_size, progress):
             texts = self._generate([samples[i] for i in rows], max_new_tokens)
             for i, text in zip(rows, texts, strict=True):
                 answers[i] = text
@@ -201,10 +224,6 @@ class _NoBar:
         pass
 
 
-def _length(sample: Pieces) -> int:
-    return sum(map(len, sample.texts)) + sum(len(medium.features) for medium in sample.media)
-
-
 def embedding_scale(llm: Any) -> float:
     """Root mean square of the LLM's token embeddings: the scale that its first layer expects of modality tokens."""
     return float(llm.get_input_embeddings().weight.float().pow(2).mean().sqrt())
@@ -219,6 +238,26 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     verify_manifest(folder, error=BundleError)
     metadata: dict[str, Any] = json.loads((folder / CHECKPOINT_METADATA).read_text())
     return metadata
+
+
+def write_checkpoint(folder: Path, projector: nn.Module, metadata: Mapping[str, Any], trained_encoder: Path | None) -> None:
+    """Write a projector with what `metadata` says of it, and its encoder's own folder, if no asset holds the encoder.
+
+    `metadata` holds `modality`, `llm`, `encoder`, `introduction`, `templates` and `projector` (kind and arguments).
+    """
+    save_tensors(folder / CHECKPOINT_WEIGHTS, projector.state_dict())
+    (folder / CHECKPOINT_METADATA).write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
+    if trained_encoder is not None:
+        shutil.copytree(trained_encoder, folder / TRAINED_ENCODER, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    write_manifest(folder)
+
+
+def read_templates(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Template]]:
+    """Modality -> name -> template, from the metadata of checkpoints; each knows how the media of all of them are introduced."""
+    entries = list(described)
+    introductions = {entry["modality"]: entry["introduction"] for entry in entries}
+    return {entry["modality"]: {name: Template(**template, introductions=introductions) for name, template in entry["templates"].items()}
+            for entry in entries}
 
 
 def load_projector(folder: Path, metadata: Mapping[str, Any]) -> nn.Module:
@@ -242,7 +281,7 @@ def load_anymal(assets: Path | Mapping[str, Path], checkpoints: Sequence[Path], 
 
     Args:
         assets: the folder that holds one folder per asset name, or asset name -> folder.
-        checkpoints: folders that align wrote; all must name the same LLM.
+        checkpoints: folders that align wrote, one per modality; all must name the same LLM.
         dtype: of the LLM. Generation may use another precision than training did (paper section 3.1).
 
     Raises:
@@ -250,6 +289,9 @@ def load_anymal(assets: Path | Mapping[str, Path], checkpoints: Sequence[Path], 
     """
     described = {folder: read_checkpoint(folder) for folder in checkpoints}
     llms = {metadata["llm"] for metadata in described.values()}
+    modalities = [metadata["modality"] for metadata in described.values()]
+    if len(set(modalities)) != len(modalities):
+        raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: one per modality is needed, these are of {', '.join(modalities)}")
     if len(llms) != 1:
         raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: must be of one LLM, they name {', '.join(sorted(llms)) or 'none'}")
 
@@ -257,8 +299,9 @@ def load_anymal(assets: Path | Mapping[str, Path], checkpoints: Sequence[Path], 
         return assets / name if isinstance(assets, Path) else assets[name]
 
     llm, tokenizer = load_llm(asset(llms.pop()), dtype=dtype, quantization=quantization, attention=attention)
-    metadata = {entry["modality"]: entry for entry in described.values()}
-    templates = {name: Template(**template) for entry in metadata.values() for name, template in entry["templates"].items()}
+    encoders = {entry["modality"]: folder / TRAINED_ENCODER if entry["encoder"]["asset"] is None else asset(entry["encoder"]["asset"])
+                for folder, entry in described.items()}
     return AnyMAL(
         llm, tokenizer, {entry["modality"]: load_projector(folder, entry).to(llm.device) for folder, entry in described.items()},
-        templates=templates, metadata=metadata, encoder_folders={m: asset(entry["encoder"]["asset"]) for m, entry in metadata.items()})
+        templates=read_templates(described.values()),
+        metadata={entry["modality"]: entry for entry in described.values()}, encoder_folders=encoders)

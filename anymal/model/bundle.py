@@ -1,7 +1,8 @@
 """The model bundle: one folder with all that is needed to answer, except the frozen LLM and encoders, which it names by hash.
 
     bundle.json            format, LLM and encoder assets (their lock entries and SHA-256), inference settings, provenance
-    MODALITY/              align's checkpoint of each modality: projector.safetensors, projector.json, manifest.json
+    MODALITY/              align's checkpoint of each modality: projector.safetensors, projector.json, manifest.json; and `encoder/`, if the
+                           encoder was trained here and no asset holds it
     README.md              model card
     manifest.json          SHA-256 and size of every file above
 
@@ -53,7 +54,7 @@ def write_bundle(folder: Path, *, checkpoints: Sequence[Path], assets: Path, inf
     if len(set(modalities)) != len(modalities) or len(llms) != 1:
         raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: a bundle takes one checkpoint per modality, all of one LLM; "
                           f"these are of {', '.join(modalities) or 'none'} and of {', '.join(llms) or 'none'}")
-    names = {*llms, *(metadata["encoder"]["asset"] for _, metadata in described)}
+    names = {*llms, *(metadata["encoder"]["asset"] for _, metadata in described)} - {None}
     document = {
         "format": FORMAT,
         "llm": llms[0],
@@ -89,7 +90,8 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder / BUNDLE}: format = {found}: this version reads format {FORMAT}; register the model again with this version")
     absent = [key for key in ("llm", "encoders", "assets", "inference", "provenance") if key not in document]
     absent += [f"inference.{key}" for key, kind in INFERENCE.items() if not isinstance(document.get("inference", {}).get(key), kind)]
-    absent += [f"assets.{name}" for name in {document.get("llm"), *document.get("encoders", {}).values()} if name not in document.get("assets", {})]
+    named = {document.get("llm"), *document.get("encoders", {}).values()} - {None}
+    absent += [f"assets.{name}" for name in sorted(named) if name not in document.get("assets", {})]
     if absent:
         raise BundleError(f"{folder / BUNDLE}: lacks {', '.join(absent)}; register the model again")
     return document

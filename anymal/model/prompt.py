@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anymal.errors import DataError
+from anymal.model.modalities import placeholder
 
 if TYPE_CHECKING:
     import torch
 
-PLACEHOLDER = re.compile(r"<(image|video|audio|imu)>")
+MEDIA = "{media}"
+MEDIUM = "{medium}"
+QUESTION = "{question}"
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,34 @@ class Medium:
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt as data: an optional system message and a user message, with placeholders such as `<image>` and `{question}`.
+    """A prompt as data: an optional system message and a user message, with `{question}` and a place for the media.
 
-    The paper knows two orders: the medium in the system message (appendix B) and `[instruction, medium]` (section 3.2).
+    The place is `{media}` (any number of any modality, in the order given) or placeholders such as `<image>` (exactly these). The paper
+    knows two orders: the medium in the system message (appendix B) and `[instruction, medium]` (section 3.2).
+
+    Attributes:
+        introductions: modality -> the words around a medium of it at `{media}`, such as `The sound is {medium}.`; a bare placeholder if
+            it has none. A sentence about the medium is what a frozen LLM understands soonest (docs/decisions/0006).
     """
 
     system: str | None
     user: str
+    introductions: Mapping[str, str] = field(default_factory=dict)
 
-    def messages(self, question: str | None = None) -> list[dict[str, str]]:
-        """The chat messages, with `{question}` filled in where the template has it."""
-        turns = [] if self.system is None else [{"role": "system", "content": self.system}]
-        turns.append({"role": "user", "content": self.user})
-        if question is None:
-            return turns
-        return [{**turn, "content": turn["content"].replace("{question}", question)} for turn in turns]
+    def messages(self, modalities: Sequence[str], question: str | None = None) -> list[dict[str, str]]:
+        """The chat messages for media of these modalities, in order.
+
+        A question that holds placeholders itself (`What is in <image> that makes <audio>?`) places the media, and `{media}` becomes empty.
+        """
+        placed = question is not None and placeholder().search(question) is not None
+        media = "" if placed else "\n".join(self.introductions.get(name, MEDIUM).replace(MEDIUM, f"<{name}>") for name in modalities)
+
+        def fill(text: str) -> str:
+            filled = text.replace(MEDIA, media)
+            return (filled if question is None else filled.replace(QUESTION, question)).strip("\n")
+
+        turns = [] if self.system is None else [{"role": "system", "content": fill(self.system)}]
+        return [*turns, {"role": "user", "content": fill(self.user)}]
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ def tokenize(prompt: Prompt, tokenizer: Any) -> Pieces:
         DataError: if the placeholders and the media do not match one to one, in order.
     """
     text = tokenizer.apply_chat_template([dict(m) for m in prompt.messages], tokenize=False, add_generation_prompt=True)
-    parts = PLACEHOLDER.split(text)
+    parts = placeholder().split(text)
     wanted, given = parts[1::2], [medium.modality for medium in prompt.media]
     if wanted != given:
         raise DataError(f"the prompt's placeholders are {wanted or 'none'} but the inputs given are {given or 'none'}; "

@@ -9,8 +9,12 @@ from typing import Any
 
 from anymal import __version__
 
-MAX_STATISTICS = 60
+MAX_STATISTICS = 40
+"""Of each modality."""
 MISSING = "–"
+FAILURES = {"accuracy": "answers to held-out questions were wrong", "class_accuracy": "held-out captions named a wrong class or none"}
+FEW_GROUPS = 10
+"""Below this many groups of samples, intervals over samples say little of new groups."""
 
 
 def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, Any]], assets: Mapping[str, Mapping[str, Any]],
@@ -22,8 +26,8 @@ def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, 
         checkpoints: modality -> content of projector.json.
         assets: name -> `{"entry": asset.json, "sha256": of its manifest}`.
         evaluation: content of results/evaluate.json.
-        statistics: content of results/curate.json.
-        inputs: port -> SHA-256.
+        statistics: modality -> content of its results/curate/MODALITY.json.
+        inputs: what it was made from -> SHA-256.
     """
     import jinja2
 
@@ -31,15 +35,26 @@ def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, 
     template = environment.from_string(files("anymal.serving").joinpath("card.md").read_text(encoding="utf-8"))
     tasks = [_task(modality, task, body) for modality, by_task in sorted(evaluation.items()) for task, body in sorted(by_task.items())
              if isinstance(body, Mapping) and _figures(body)]
-    flat = sorted(_scalars(statistics).items())
-    roles = {checkpoint["llm"]: "language model" for checkpoint in checkpoints.values()}
-    roles |= {checkpoint["encoder"]["asset"]: f"{modality} encoder" for modality, checkpoint in checkpoints.items()}
+    facts = {modality: sorted(_scalars(statistics[modality]).items()) for modality in sorted(statistics)}
+    roles = _roles(checkpoints)
+    trained = {modality: checkpoint["encoder"] for modality, checkpoint in sorted(checkpoints.items()) if checkpoint["encoder"]["asset"] is None}
     described = {key: _describe(key, assets[key]) for key in sorted(assets)}
     return template.render(
         header=_header(name, list(checkpoints), tasks, assets, roles), name=name, alias=alias, modalities=sorted(checkpoints),
-        parts=[{**described[key], "role": role} for key, role in roles.items()], checkpoints=dict(sorted(checkpoints.items())),
-        inference=dict(inference), statistics=flat[:MAX_STATISTICS], statistics_left_out=max(0, len(flat) - MAX_STATISTICS),
+        parts=[{**described[key], "role": role} for key, role in roles.items()], trained=trained, checkpoints=dict(sorted(checkpoints.items())),
+        inference=dict(inference), statistics={modality: rows[:MAX_STATISTICS] for modality, rows in facts.items()},
+        statistics_left_out={modality: max(0, len(rows) - MAX_STATISTICS) for modality, rows in facts.items()},
         assets=list(described.values()), tasks=tasks, limits=_limits(evaluation, checkpoints), version=__version__, seed=seed, inputs=dict(inputs))
+
+
+def _roles(checkpoints: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Asset -> what it is in the model; one asset may be the encoder of several modalities, and one trained here is no asset."""
+    roles = {checkpoint["llm"]: "language model" for checkpoint in checkpoints.values()}
+    readers: dict[str, list[str]] = {}
+    for modality, checkpoint in sorted(checkpoints.items()):
+        if checkpoint["encoder"]["asset"] is not None:
+            readers.setdefault(checkpoint["encoder"]["asset"], []).append(modality)
+    return roles | {asset: f"{' and '.join(modalities)} encoder" for asset, modalities in readers.items()}
 
 
 def _header(name: str, modalities: list[str], tasks: list[dict[str, Any]], assets: Mapping[str, Mapping[str, Any]], roles: Mapping[str, str]) -> str:
@@ -109,12 +124,16 @@ def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _limits(evaluation: Mapping[str, Any], checkpoints: Mapping[str, Mapping[str, Any]]) -> list[str]:
     limits = ["It was measured only on the tasks above, on held-out data of the same sources as its training data; "
-              "other pictures, languages and tasks may go worse."]
-    for modality in sorted(checkpoints):
-        for task, body in sorted(evaluation.get(modality, {}).items()):
-            accuracy = body.get("accuracy") if isinstance(body, Mapping) else None
-            if accuracy is not None and accuracy.get("value") is not None:
-                limits.append(f"{modality} {task}: {100 * (1 - accuracy['value']):.0f}% of its answers to held-out questions were wrong.")
+              "other inputs, languages and tasks may go worse."]
+    for modality, tasks in sorted(evaluation.items()):
+        for task, body in sorted(tasks.items()):
+            for figure, what in FAILURES.items():
+                found = body.get(figure) if isinstance(body, Mapping) else None
+                if found is not None and found.get("value") is not None:
+                    limits.append(f"{modality} {task}: {100 * (1 - found['value']):.0f}% of its {what}.")
+            groups = body.get("groups", {}) if isinstance(body, Mapping) else {}
+            limits += [f"{modality} {task}: measured on {count} groups of {name} only (a kit, a subject, a video); new ones may go otherwise."
+                       for name, count in sorted(groups.items()) if count < FEW_GROUPS]
     unmeasured = sorted(set(checkpoints) - set(evaluation))
     if unmeasured:
         limits.append(f"Not measured at all: {', '.join(unmeasured)}.")

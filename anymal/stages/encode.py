@@ -1,37 +1,50 @@
-"""Run the frozen encoder over the shards once: feature shards that training reads memory-mapped."""
+"""Turn curated media into encoder features, resumable and in bounded memory."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+import shutil
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from anymal.stage import Config, In, Out, resumable
+from anymal.errors import ConfigError
+from anymal.model.modalities import EncoderKind, ModalityName, modality_of
+from anymal.stage import Config, In, Out, fingerprint, per_modality, resumable
 
 
 class EncodeConfig(Config):
     """Knobs of `encode`."""
 
-    modality: Literal["image"]
+    modality: ModalityName
     encoder: str
-    """Asset name."""
-    kind: Literal["efficientnet_lite", "hf_vision"]
-    layer: int | None
-    """Hidden state to keep: None for the last, -2 for the one before it."""
+    """Folder of the encoder below the port `encoders`: an asset's name, or that of an encoder trained here."""
+    kind: EncoderKind
+    settings: dict[str, JsonValue]
+    """Of that kind of encoder (see its class), such as `layer` or `frames`."""
     batch_size: int = Field(gt=0)
     workers: int = Field(gt=0)
-    """Threads that decode and scale pictures while the encoder computes."""
+    """Threads that decode while the encoder computes."""
 
 
 @resumable
-def encode(config: EncodeConfig, *, shards: In, assets: In, features: Out) -> None:
-    """Encode every sample of every shard, one feature shard each; goes on after the last whole shard when run again."""
+@per_modality
+def encode(config: EncodeConfig, *, shards: In, encoders: In, features: Out) -> None:
+    """Turn curated media into encoder features, resumable and in bounded memory.
+
+    `encoders` is the assets folder, or what pretrain_encoder wrote; an encoder that is no asset is copied beside its features.
+    """
+    from anymal.data.assets import read_asset
     from anymal.data.encoding import encode_shards
+    from anymal.data.features import TRAINED_ENCODER
     from anymal.model.encoders import load_encoder
 
-    encoder = load_encoder(config.kind, Path(assets) / config.encoder, config.layer)
-    encode_shards(
-        encoder, shards, features, batch_size=config.batch_size, workers=config.workers,
-        description={"modality": config.modality, "encoder": {"asset": config.encoder, "kind": config.kind, "layer": config.layer}},
-    )
+    if modality_of(config.kind) != config.modality:
+        raise ConfigError(f"encode.kind = {config.kind}: reads {modality_of(config.kind)}, but encode.modality = {config.modality}")
+    folder = encoders / config.encoder
+    encoder = load_encoder(config.kind, folder, config.settings)
+    described: dict[str, Any] = {"asset": config.encoder, "kind": config.kind, "settings": config.settings}
+    if read_asset(folder) is None:
+        described |= {"asset": None, "sha256": fingerprint(folder)}
+        shutil.copytree(folder, features / TRAINED_ENCODER, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    encode_shards(encoder, shards, features, batch_size=config.batch_size, workers=config.workers,
+                  description={"modality": config.modality, "encoder": described})

@@ -1,97 +1,134 @@
-"""Measure held-out captions and answers with intervals, and the same with another sample's input and a blank one."""
+"""Let the model describe and answer about held-out media, and the same with another sample's input and a blank one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from anymal.stage import Config, In, Out
+from anymal.model.modalities import ModalityName, modalities
+from anymal.stage import Config, In, Ins, Out, per_modality
 
 if TYPE_CHECKING:
-    from anymal.evaluation.predict import Predictor, Record
+    from anymal.evaluation.predict import Record
 
 SPLIT = "test"
+MIXED = "mixed"
+
+
+def _known(name: str) -> str:
+    if name not in (*modalities(), MIXED):
+        raise ValueError(f"unknown modality; known: {', '.join(modalities())}, and {MIXED} for questions about several")
+    return name
+
+
+class PartConfig(BaseModel):
+    """One medium of a question about several."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modality: ModalityName
+    question_kind: str
+    """Kind of the samples' questions whose answer the model has to name."""
+
+
+class MixedConfig(BaseModel):
+    """Questions about one medium of each of several modalities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str
+    """Asked of all; `{image}` and the like stand for the sample's own question of the part's kind."""
+    parts: list[PartConfig] = Field(min_length=2)
+    """In the order of their media in the prompt. The first one's checkpoint gives the prompt: its template `pair`, or else `question`."""
+    samples: int = Field(gt=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [part.modality for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts name a modality twice ({', '.join(names)}); figures are told apart by it, name each once")
+        return self
 
 
 class EvaluateConfig(Config):
-    """Knobs of `evaluate`. A limit of null takes all held-out samples."""
+    """Knobs of `evaluate`. A limit of null takes all held-out samples; knobs of a task that is not run are null."""
 
-    modality: Literal["image"]
-    tasks: list[Literal["caption", "vqa"]] = Field(min_length=1)
+    modality: Annotated[str, AfterValidator(_known)]
+    """A modality, or "mixed"."""
+    tasks: list[Literal["caption", "vqa", "qa"]] = Field(min_length=1)
+    """`vqa` are questions about images, `qa` those about anything else."""
     dtype: Literal["bfloat16", "float16", "float32"]
     """Of the LLM; it may be another than in training (paper section 3.1)."""
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     batch_size: int = Field(gt=0)
-    caption_kinds: list[Literal["photo", "scene"]] = Field(min_length=1)
-    """Kinds of samples to caption. Scenes' captions are composed from templates: easier words, so figures of photos say more."""
+    caption_kinds: list[str] | None
+    """Kinds of samples to caption (null: all). Composed images' captions come from templates: easier words than those of photos."""
     caption_samples: int | None = Field(gt=1)
-    caption_scored_references: int = Field(gt=0)
+    caption_scored_references: int | None = Field(gt=0)
     """References of each sample whose loss is measured, from the first; the metrics on words use all references."""
-    caption_max_new_tokens: int = Field(gt=0)
-    vqa_questions: int | None = Field(gt=1)
-    vqa_max_new_tokens: int = Field(gt=0)
-    bootstrap_resamples: int = Field(ge=100)
-    examples: int = Field(ge=0, le=16)
-    """Examples in the report for each group of captions and each kind of question."""
+    caption_max_new_tokens: int | None = Field(gt=0)
+    questions: int | None = Field(gt=1)
+    answer_max_new_tokens: int | None = Field(gt=0)
+    mixed: MixedConfig | None
+    previews: int = Field(ge=0, le=1000)
+    """Media to draw as the encoder sees them, for the report: wrong ones of each kind first."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        named = "vqa" if self.modality == "image" else "qa"
+        if wrong := set(self.tasks) - ({"qa"} if self.modality == MIXED else {"caption", named}):
+            raise ValueError(f"tasks: {min(wrong)} is no task of {self.modality}; it has {'qa' if self.modality == MIXED else f'caption, {named}'}")
+        if (self.modality == MIXED) != (self.mixed is not None):
+            raise ValueError(f"mixed must {'name the question and its parts' if self.mixed is None else 'be null'} where modality = {self.modality}")
+        needed = [*(["caption_scored_references", "caption_max_new_tokens"] if "caption" in self.tasks else []),
+                  *(["answer_max_new_tokens"] if {"vqa", "qa"} & set(self.tasks) else [])]  # fmt: skip
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]} must be a number, for tasks = {', '.join(self.tasks)} needs it")
+        return self
 
 
-def evaluate(
-    config: EvaluateConfig, *, checkpoint: In, features: In, shards: In, assets: In, predictions: Out, report: Out, metrics: Out
-) -> None:
-    """Measure held-out captions and answers with intervals and grounding controls; write predictions, report and figures."""
-    from anymal import tracking
-    from anymal.data.features import FeatureStore
-    from anymal.evaluation.captions import java_path
+@per_modality
+def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards: Ins, assets: In, predictions: Out) -> None:
+    """Write what the model says of held-out media, right, shuffled and blank, and pictures of what it was shown."""
+    from anymal.evaluation.inputs import match_inputs
     from anymal.evaluation.predict import Predictor
     from anymal.evaluation.predictions import write_predictions
-    from anymal.evaluation.report import choose_examples, render, thumbnails
-    from anymal.evaluation.score import dump, headline, score_predictions
-    from anymal.model.anymal import load_anymal, read_checkpoint
+    from anymal.evaluation.previews import FOLDER, choose, draw_previews
+    from anymal.evaluation.protocol import llm_note
+    from anymal.evaluation.tasks import run_captions, run_mixed, run_questions
+    from anymal.model.anymal import load_anymal
 
-    if "caption" in config.tasks:
-        java_path()  # a missing Java must show now, not after minutes of generation
-    store, described = FeatureStore(features, SPLIT), read_checkpoint(checkpoint)
-    model = load_anymal(assets, [checkpoint], dtype=config.dtype, quantization=config.quantization, attention=config.attention)
-    predictor = Predictor(model, store, modality=config.modality, trained_on=described["encoder"], batch_size=config.batch_size)
-    run = {"caption": run_captions, "vqa": run_questions}
+    wanted = [config.modality] if config.mixed is None else [part.modality for part in config.mixed.parts]
+    inputs = match_inputs(checkpoints, features, shards, wanted=wanted, split=SPLIT)
+    model = load_anymal(
+        assets, [entry.checkpoint for entry in inputs.values()], dtype=config.dtype, quantization=config.quantization, attention=config.attention)
+    predictor = Predictor(model, {modality: entry.store for modality, entry in inputs.items()}, batch_size=config.batch_size)
+    llm = llm_note(model.metadata[wanted[0]]["llm"], config.dtype, config.quantization)
+    shared: dict[str, Any] = {"seed": config.seed, "split": SPLIT, "llm": llm}
     records: dict[str, list[Record]] = {}
-    protocol: dict[str, dict[str, str]] = {}
+    described: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(config.tasks):
-        records[task], protocol[task] = run[task](config, predictor, described["llm"])
-    settings = {"resamples": config.bootstrap_resamples, "seed": config.seed, "tasks": protocol}
-    write_predictions(predictions, config.modality, records, settings)
-    scores = score_predictions(predictions)
-    examples = choose_examples(scores.records, per_group=config.examples, seed=config.seed)
-    pictures = thumbnails(shards, examples.keys(), split=SPLIT)
-    report.write_text(render(scores.results, examples, pictures, modality=config.modality), encoding="utf-8")
-    metrics.write_text(dump(scores.results), encoding="utf-8")
-    tracking.log_metrics(headline(scores.results))
+        if config.mixed is not None:
+            kinds = {part.modality: part.question_kind for part in config.mixed.parts}
+            records[task], described[task] = run_mixed(
+                predictor, kinds=kinds, question=config.mixed.question, samples=config.mixed.samples,
+                max_new_tokens=_number(config.answer_max_new_tokens), **shared)
+        elif task == "caption":
+            records[task], described[task] = run_captions(
+                predictor, kinds=config.caption_kinds, limit=config.caption_samples,
+                scored_references=_number(config.caption_scored_references), max_new_tokens=_number(config.caption_max_new_tokens), **shared)
+        else:
+            records[task], described[task] = run_questions(
+                predictor, limit=config.questions, max_new_tokens=_number(config.answer_max_new_tokens), **shared)
+    known = {task: entry["vocabulary"] for task, entry in described.items()}
+    for modality, keys in choose(records, known, modality=config.modality, limit=config.previews, seed=config.seed).items():
+        source = inputs[modality]
+        draw_previews(model.encoder(modality), source.store, source.shards, keys, predictions / FOLDER / modality, split=SPLIT)
+    write_predictions(predictions, config.modality, records, {"seed": config.seed, "tasks": described})
 
 
-def run_captions(config: EvaluateConfig, predictor: Predictor, llm: str) -> tuple[list[Record], dict[str, str]]:
-    """Records of the caption task, and its prompt and protocol."""
-    from anymal.evaluation.predict import predict_captions
-    from anymal.evaluation.protocol import caption_protocol, llm_note, prompt_text
-
-    records, available = predict_captions(
-        predictor, kinds=config.caption_kinds, limit=config.caption_samples, scored_references=config.caption_scored_references,
-        max_new_tokens=config.caption_max_new_tokens, seed=config.seed)
-    text = caption_protocol(
-        samples=len(records), available=available, kinds=config.caption_kinds, split=SPLIT, seed=config.seed,
-        llm=llm_note(llm, config.dtype, config.quantization),
-        max_new_tokens=config.caption_max_new_tokens, scored_references=config.caption_scored_references, resamples=config.bootstrap_resamples)
-    return records, {"prompt": prompt_text(predictor.template("caption")), "protocol": text}
-
-
-def run_questions(config: EvaluateConfig, predictor: Predictor, llm: str) -> tuple[list[Record], dict[str, str]]:
-    """Records of the VQA task, and its prompt and protocol."""
-    from anymal.evaluation.predict import predict_answers
-    from anymal.evaluation.protocol import llm_note, prompt_text, vqa_protocol
-
-    records, available = predict_answers(predictor, limit=config.vqa_questions, max_new_tokens=config.vqa_max_new_tokens, seed=config.seed)
-    text = vqa_protocol(
-        questions=len(records), available=available, samples=len({record["key"] for record in records}), split=SPLIT, seed=config.seed,
-        llm=llm_note(llm, config.dtype, config.quantization), max_new_tokens=config.vqa_max_new_tokens, resamples=config.bootstrap_resamples)
-    return records, {"prompt": prompt_text(predictor.template("question")), "protocol": text}
+def _number(knob: int | None) -> int:
+    assert knob is not None, "the config's validator asks for it"
+    return knob

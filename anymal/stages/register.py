@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from anymal.errors import DataError
-from anymal.stage import Config, In, Out, fingerprint, flatten
+from anymal.stage import Config, In, Ins, Out, fingerprint, flatten
 
 
 class InferenceConfig(BaseModel):
@@ -42,23 +42,30 @@ class RegisterConfig(Config):
 
 
 def register(
-    config: RegisterConfig, *, checkpoint: In, assets: In, evaluation: In, statistics: In, bundle: Out, registration: Out
+    config: RegisterConfig, *, checkpoints: Ins, statistics: Ins, evaluation: In, assets: In, bundle: Out, registration: Out
 ) -> None:
-    """Write the model bundle and register it as a candidate."""
+    """Write the model bundle and register it as a candidate.
+
+    `checkpoints` and `statistics` are of the same modalities, in the same order.
+    """
     from anymal import __version__
     from anymal.model.bundle import asset_record, read_checkpoint_metadata, write_bundle
     from anymal.registry import register_bundle
     from anymal.serving.card import model_card
 
-    figures, facts = _read(evaluation), _read(statistics)
-    metadata = read_checkpoint_metadata(checkpoint)
-    inputs = {"checkpoint": fingerprint(checkpoint), "evaluation": fingerprint(evaluation), "statistics": fingerprint(statistics)}
+    if len(checkpoints) != len(statistics):
+        raise DataError(f"register: {len(checkpoints)} checkpoints but {len(statistics)} statistics; give one of each per modality, in the same order")
+    figures = _read(evaluation)
+    described = {metadata["modality"]: metadata for metadata in map(read_checkpoint_metadata, checkpoints)}
+    facts = dict(zip(described, map(_read, statistics), strict=False))
+    inputs = {f"{modality}.{port}": fingerprint(path) for port, paths in (("checkpoint", checkpoints), ("statistics", statistics))
+              for modality, path in zip(described, paths, strict=False)} | {"evaluation": fingerprint(evaluation)}
     inference = config.inference.model_dump()
     card = model_card(
-        name=config.name, alias=config.alias, checkpoints={metadata["modality"]: metadata}, evaluation=figures, statistics=facts,
+        name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, statistics=facts,
         assets={folder.name: asset_record(folder) for folder in sorted(assets.iterdir()) if (folder / "asset.json").is_file()},
         inference=inference, seed=config.seed, inputs=inputs)  # fmt: skip
-    write_bundle(bundle, checkpoints=[checkpoint], assets=assets, inference=inference, card=card,
+    write_bundle(bundle, checkpoints=checkpoints, assets=assets, inference=inference, card=card,
                  provenance={"anymal": __version__, "seed": config.seed, "inputs": inputs, "evaluation": figures})
     values = {name: value for name, value in flatten(figures).items() if name.endswith(".value")}
     result = register_bundle(bundle, name=config.name, alias=config.alias, metrics=values,

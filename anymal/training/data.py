@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from anymal.data.features import FeatureStore
 from anymal.errors import DataError
 from anymal.model.anymal import AnyMAL
 from anymal.model.prompt import Medium, Pieces, Prompt
+from anymal.training.loop import Work
 
 POOL_BATCHES = 8
 """Batches drawn together and bucketed by length."""
@@ -34,22 +35,33 @@ class Batch:
         return [Batch(self.prompts[i : i + size], self.targets[i : i + size]) for i in range(0, len(self.prompts), size)]
 
 
+def work_of(model: AnyMAL, batch: Batch, micro_batch_size: int) -> Work:
+    """A step's work on a batch: mean loss per target token, `micro_batch_size` samples in memory at once."""
+    return Work((model.token_losses(part.prompts, part.targets).values.sum() / batch.tokens for part in batch.split(micro_batch_size)), batch.tokens)
+
+
 class CaptionData:
     """Captions (and, on request, questions) of one split as training batches.
 
     Args:
         question_share: probability that a batch holds questions about its pictures instead of captions; 0 is the paper's
             alignment. Batches never mix the two, so that each has one constant prompt prefix.
+        target_captions: how many of a sample's captions, from the first, are targets; None for all.
+        question_kinds: kinds of questions to train on; None for all.
+        answer_forms: kind of question -> sentence with `{answer}` that is the target.
     """
 
-    def __init__(self, model: AnyMAL, store: FeatureStore, modality: str, *, batch_size: int, question_share: float, seed: int) -> None:
+    def __init__(self, model: AnyMAL, store: FeatureStore, modality: str, *, batch_size: int, question_share: float,
+                 target_captions: int | None, answer_forms: Mapping[str, str], question_kinds: Sequence[str] | None, seed: int) -> None:
+        self._kinds = question_kinds
+        self._captions, self._forms = target_captions, answer_forms
         self._model, self._store, self._modality = model, store, modality
         self._batch_size, self._share, self._seed = batch_size, question_share, seed
         self._rows: dict[str, list[int]] = {"caption": [], "question": []}
         for row in range(len(store)):
             meta = store.meta(row)
-            for task, field in (("caption", "captions"), ("question", "questions")):
-                if meta[field]:
+            for task, found in (("caption", meta["captions"]), ("question", self._questions(meta))):
+                if found:
                     self._rows[task].append(row)
         wanted = ["caption"] * (question_share < 1) + ["question"] * (question_share > 0)
         for task in wanted:
@@ -57,6 +69,9 @@ class CaptionData:
                 raise DataError(f"the features hold {len(self._rows[task])} samples with a {task}, fewer than one batch of {batch_size}; "
                                 "lower batch_size or curate more data")
         self._pools: dict[str, tuple[int, list[Batch]]] = {}
+
+    def _questions(self, meta: dict[str, Any]) -> list[dict[str, str]]:
+        return [pair for pair in meta["questions"] if self._kinds is None or pair["kind"] in self._kinds]
 
     def rows(self, task: str) -> list[int]:
         """Rows of the features that have a "caption" or a "question"."""
@@ -94,13 +109,13 @@ class CaptionData:
 
     def _example(self, row: int, task: str, rng: np.random.Generator) -> tuple[Pieces, list[int]]:
         meta = self._store.meta(row)
-        template = self._model.templates[task]
+        template = self._model.templates[self._modality][task]
         if task == "caption":
-            question, target = None, _choice(meta["captions"], rng)
+            question, target = None, _choice(meta["captions"][: self._captions], rng)
         else:
-            pair = _choice(meta["questions"], rng)
-            question, target = pair["question"], pair["answer"]
-        prompt = Prompt(template.messages(question), [Medium(self._modality, self._store.features([row])[0])])
+            pair = _choice(self._questions(meta), rng)
+            question, target = pair["question"], self._forms.get(pair["kind"], "{answer}").replace("{answer}", pair["answer"])
+        prompt = Prompt(template.messages([self._modality], question), [Medium(self._modality, self._store.features([row])[0])])
         return self._model.tokenize(prompt), self._model.target_ids(target)
 
 
@@ -112,10 +127,10 @@ class GroundingControls:
         if len(rows) < 2:
             raise DataError(f"the validation split holds {len(rows)} samples; at least 2 are needed to shuffle inputs")
         self._model, self._batch_size = model, batch_size
-        template = model.templates["caption"]
+        template = model.templates[modality]["caption"]
         features, blank = store.features(rows), store.blank()
         inputs = {"right": list(features), "shuffled": [*features[1:], features[0]], "blank": [blank] * len(rows)}
-        self._prompts = {name: [Prompt(template.messages(), [Medium(modality, x)]) for x in media] for name, media in inputs.items()}
+        self._prompts = {name: [Prompt(template.messages([modality]), [Medium(modality, x)]) for x in media] for name, media in inputs.items()}
         self._targets = [store.meta(row)["captions"][0] for row in rows]
 
     def losses(self) -> dict[str, float]:
@@ -133,5 +148,3 @@ def _choice(items: Sequence[Any], rng: np.random.Generator) -> Any:
 
 def _length(prompt: Pieces, target: Sequence[int]) -> int:
     return sum(map(len, prompt.texts)) + len(target)
-
-

@@ -6,21 +6,19 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anymal import tracking
 from anymal.errors import Interrupted, NumericalError
-from anymal.model.anymal import AnyMAL
 from anymal.progress import track
 from anymal.training.checkpoint import load_state, save_state
-from anymal.training.data import Batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Optimization:
     Attributes:
         learning_rate: the peak.
         warmup_steps: steps until the peak.
-        micro_batch_size: samples per forward and backward pass; gradients add up over the batch, so memory follows this size.
         gradient_clip: largest gradient norm.
     """
 
@@ -39,7 +36,6 @@ class Optimization:
     weight_decay: float
     gradient_clip: float
     steps: int
-    micro_batch_size: int
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, a pure function of it."""
@@ -49,18 +45,31 @@ class Optimization:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, optimization: Optimization, prepare: Callable[[], None],
+@dataclass(frozen=True)
+class Work:
+    """One step's work: its loss in parts that add up to it, each made when its turn comes, and how much it trains on.
+
+    Gradients add up over the parts, so memory follows the largest of them.
+    """
+
+    losses: Iterable[Tensor]
+    size: int
+    """In the unit of the loop, such as target tokens or samples."""
+
+
+def train(trained: nn.Module, work: Callable[[int], Work], *, unit: str, optimization: Optimization, prepare: Callable[[], None],
           validate: Callable[[], dict[str, float]], validate_every: int, checkpoint_every: int, folder: Path, label: str) -> list[dict[str, Any]]:
-    """Train `trained` (part of `model`) for `optimization.steps` steps; go on from `folder` if it holds a state.
+    """Train `trained` for `optimization.steps` steps; go on from `folder` if it holds a state.
 
     Args:
-        batch: step -> batch; must be a pure function of the step.
+        work: step -> its work; must be a pure function of the step and of the weights.
+        unit: what `Work.size` counts.
         prepare: called once before the first step, not when going on from a state.
         validate: called every `validate_every` steps and after the last; its figures join the history.
         folder: where the state is kept, every `checkpoint_every` steps and on SIGTERM or SIGINT.
 
     Returns:
-        One record per step: `step`, `loss` (nats per target token), `learning_rate`, `gradient_norm`, and `validation` where made.
+        One record per step: `step`, `loss`, `learning_rate`, `gradient_norm`, and `validation` where made.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with the state saved.
@@ -75,14 +84,14 @@ def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, o
     first, history = state or (0, [])
     if first:
         tracking.log_metrics({"resumed_at_step": first}, step=first)
-    rates = _Throughput()
+    rates = _Throughput(unit)
     trained.train()
     with _stop_signals() as stop, track(total=optimization.steps, label=label, unit="steps") as bar:
         bar.update(first)
         for step in range(first, optimization.steps):
-            started, examples = time.perf_counter(), batch(step)
-            record = _step(model, optimizer, examples, optimization=optimization, step=step)
-            rates.add(examples.tokens, time.perf_counter() - started)
+            started, todo = time.perf_counter(), work(step)
+            record = _step(optimizer, todo, optimization=optimization, step=step)
+            rates.add(todo.size, time.perf_counter() - started)
             last = step + 1 == optimization.steps
             if (step + 1) % validate_every == 0 or last:
                 trained.eval()
@@ -91,7 +100,7 @@ def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, o
             history.append(record)
             _log(record, rates)
             bar.update(1)
-            bar.set_postfix_str(f"loss {record['loss']:.3f}, {rates.tokens_per_second:.0f} target tokens/s", refresh=False)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, {rates.units_per_second:.0f} {unit}/s", refresh=False)
             if (step + 1) % checkpoint_every == 0 or last or stop.is_set():
                 save_state(folder, step + 1, trained, optimizer, history)
             if stop.is_set() and not last:
@@ -100,13 +109,12 @@ def train(model: AnyMAL, trained: nn.Module, batch: Callable[[int], Batch], *, o
     return history
 
 
-def _step(model: AnyMAL, optimizer: torch.optim.Optimizer, batch: Batch, *, optimization: Optimization, step: int) -> dict[str, Any]:
+def _step(optimizer: torch.optim.Optimizer, work: Work, *, optimization: Optimization, step: int) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = optimization.rate(step)
     optimizer.zero_grad(set_to_none=True)
     value = 0.0
-    for part in batch.split(optimization.micro_batch_size):
-        loss = model.token_losses(part.prompts, part.targets).values.sum() / batch.tokens
+    for loss in work.losses:
         loss.backward()
         value += float(loss.detach())
     if not math.isfinite(value):
@@ -120,26 +128,27 @@ def _step(model: AnyMAL, optimizer: torch.optim.Optimizer, batch: Batch, *, opti
 def _log(record: dict[str, Any], rates: _Throughput) -> None:
     figures = {name: record[name] for name in ("loss", "learning_rate", "gradient_norm")}
     figures |= {f"validation_{name}": value for name, value in record.get("validation", {}).items()}
-    figures |= {"steps_per_second": rates.steps_per_second, "target_tokens_per_second": rates.tokens_per_second}
+    figures |= {"steps_per_second": rates.steps_per_second, f"{rates.unit.replace(' ', '_')}_per_second": rates.units_per_second}
     tracking.log_metrics(figures, step=record["step"])
 
 
 class _Throughput:
-    """Steps and target tokens per second of training itself, validation and checkpoints left out."""
+    """Steps and units per second of training itself, validation and checkpoints left out."""
 
-    def __init__(self) -> None:
-        self._steps, self._tokens, self._seconds = 0, 0, 0.0
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self._steps, self._size, self._seconds = 0, 0, 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self._steps, self._tokens, self._seconds = self._steps + 1, self._tokens + tokens, self._seconds + seconds
+    def add(self, size: int, seconds: float) -> None:
+        self._steps, self._size, self._seconds = self._steps + 1, self._size + size, self._seconds + seconds
 
     @property
     def steps_per_second(self) -> float:
         return self._steps / self._seconds if self._seconds else 0.0
 
     @property
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds if self._seconds else 0.0
+    def units_per_second(self) -> float:
+        return self._size / self._seconds if self._seconds else 0.0
 
 
 @contextmanager

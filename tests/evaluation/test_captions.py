@@ -10,7 +10,7 @@ import pytest
 
 from anymal.errors import AnymalError
 from anymal.evaluation import captions
-from anymal.evaluation.captions import METRICS, CaptionScorer, close_bleu_4, close_meteor, tokenize
+from anymal.evaluation.captions import METRICS, CaptionScorer, close_bleu_4, close_meteor, open_meteor, tokenize
 
 WORDS = [
     "a", "the", "red", "dogs", "dog", "running", "runs", "on", "hill", "green", "big", "large", "ball", "in", "picture", "with", "house",
@@ -36,11 +36,11 @@ def data():
 @pytest.fixture(scope="module")
 def scorer(data):
     """One METEOR process for all tests: it takes seconds to start."""
-    with CaptionScorer(data[0]) as scorer:
-        yield scorer
-        process = scorer._meteor.meteor_p
+    with open_meteor() as meteor:
+        yield CaptionScorer(data[0], meteor)
+        process = meteor.meteor_p
         assert process.poll() is None
-    assert process.poll() is not None, "METEOR's Java process outlived the scorer"
+    assert process.poll() is not None, "METEOR's Java process outlived its context"
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def test_no_figure_is_nan_even_for_empty_captions(scored, scorer):
 
 def test_too_few_samples_or_references_are_refused():
     with pytest.raises(AnymalError, match="at least 2 samples, got 1"):
-        CaptionScorer([["a dog"]])
+        CaptionScorer([["a dog"]], None)
     with pytest.raises(AnymalError, match="sample 1 has no reference"):
-        CaptionScorer([["a dog"], []])
+        CaptionScorer([["a dog"], []], None)
 
 
 def test_missing_java_is_one_sentence(monkeypatch, tmp_path):
@@ -125,5 +125,5 @@ def test_a_java_that_fails_is_one_sentence(monkeypatch, tmp_path, body):
     monkeypatch.setattr(captions, "java_path", lambda: script)
     with pytest.raises(AnymalError, match="PTB tokeniser gave 0 lines for 1 captions"):
         tokenize(["a dog"])
-    with pytest.raises(AnymalError, match="METEOR's Java process ended early"), CaptionScorer([["a dog"], ["a cat"]]) as scorer:
-        scorer.measures(["a dog", "a cat"])
+    with pytest.raises(AnymalError, match="METEOR's Java process ended early"), open_meteor() as meteor:
+        CaptionScorer([["a dog"], ["a cat"]], meteor).measures(["a dog", "a cat"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anymal.errors import DataError
-from anymal.evaluation.controls import derangement, draw, draw_stratified
+from anymal.evaluation.controls import derangement, draw, draw_stratified, even_sequence, stand_ins
 
 
 @given(st.integers(2, 200), st.integers(0, 2**31))
@@ -41,3 +41,24 @@ def test_stratified_draws_are_as_even_as_can_be(sizes, limit, seed):
     most = max(counts.values(), default=0)
     assert all(counts[kind] == len(items) or counts[kind] >= most - 1 for kind, items in kinds.items())
     assert chosen == draw_stratified(kinds, limit, seed=seed)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 99))
+def test_a_sequence_is_even_over_answers_and_uses_all_before_any_again(answers, count, seed):
+    places = even_sequence(answers, count, seed=seed, salt=1)
+    assert len(places) == count and places == even_sequence(answers, count, seed=seed, salt=1)
+    said = Counter(answers[place] for place in places)
+    assert max(said.values()) - min(said.get(answer, 0) for answer in set(answers)) <= 1
+    for answer, used in said.items():
+        often = Counter(place for place in places if answers[place] == answer)
+        assert max(often.values()) <= -(-used // answers.count(answer))
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=12), st.integers(0, 99))
+def test_a_stand_in_has_another_answer(answers, seed):
+    if len(set(answers)) == 1:
+        with pytest.raises(DataError, match="needs samples with another answer than"):
+            stand_ins(answers, answers, seed=seed, salt=0)
+    else:
+        found = stand_ins(answers, answers, seed=seed, salt=0)
+        assert all(answers[place] != answer for place, answer in zip(found, answers, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from anymal.model.bundle import bundle_sha256, load_bundle, read_bundle, write_b
 INFERENCE = {"dtype": "float32", "quantization": "none", "attention": "eager", "max_new_tokens": 5}
 
 
-def make(root: Path, name: str = "bundle") -> Path:
+def make(root: Path, name: str = "bundle", modalities: Sequence[str] = ("image",)) -> Path:
+    """A bundle of the fixture `workspace`."""
     folder = root / name
-    write_bundle(folder, checkpoints=[root / "models/image"], assets=root / "data/assets", inference=INFERENCE, card="# Card\n",
-                 provenance={"seed": 1})
+    write_bundle(folder, checkpoints=[root / "models/checkpoints" / modality for modality in modalities], assets=root / "data/assets",
+                 inference=INFERENCE, card="# Card\n", provenance={"seed": 1})
     return folder
 
 
@@ -33,6 +35,20 @@ def test_holds_what_the_architecture_says_and_no_pickles(workspace):
     assert {name: set(record) for name, record in document["assets"].items()} == {name: {"entry", "sha256"} for name in ("tiny-llm", "tiny-encoder")}
 
 
+def test_an_encoder_that_no_asset_holds_goes_along(workspace):
+    folder = make(workspace, modalities=("image", "audio", "imu"))
+    files = set(contents(folder))
+    for modality in ("audio", "imu"):
+        assert {f"{modality}/encoder/encoder.json", f"{modality}/encoder/encoder.safetensors", f"{modality}/projector.json"} <= files
+    document = read_bundle(folder)
+    assert document["encoders"] == {"image": "tiny-encoder", "audio": None, "imu": None}
+    assert set(document["assets"]) == {"tiny-llm", "tiny-encoder"}
+    weights = folder / "audio/encoder/encoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match=r"changed audio/encoder/encoder\.safetensors"):
+        load_bundle(folder)
+
+
 def test_same_inputs_give_the_same_bytes(workspace):
     first, second = make(workspace, "a"), make(workspace, "b")
     assert contents(first) == contents(second)
@@ -43,9 +59,9 @@ def test_answers_as_the_checkpoint_it_was_made_from(workspace):
     from anymal.model.anymal import load_anymal
     from anymal.serving.answer import Request, answer
 
-    request = Request("what colour is the picture ?", {"image": [workspace / "red.png"]})
+    request = Request("what colour is the picture ?", [("image", workspace / "red.png")])
     bundled = answer(load_bundle(make(workspace)), [request], max_new_tokens=5, batch_size=1)
-    direct = answer(load_anymal(Path("data/assets"), [Path("models/image")], dtype="float32"), [request], max_new_tokens=5, batch_size=1)
+    direct = answer(load_anymal(Path("data/assets"), [Path("models/checkpoints/image")], dtype="float32"), [request], max_new_tokens=5, batch_size=1)
     assert bundled == direct
 
 
@@ -84,7 +100,7 @@ def test_refuses_what_is_no_bundle(workspace):
     with pytest.raises(BundleError, match="no such bundle folder"):
         read_bundle(workspace / "nothing")
     with pytest.raises(BundleError, match=r"bundle\.json"):
-        read_bundle(workspace / "models/image")
+        read_bundle(workspace / "models/checkpoints/image")
     folder = make(workspace)
     document = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({**document, "format": 99}))
@@ -95,8 +111,9 @@ def test_refuses_what_is_no_bundle(workspace):
 
 def test_refuses_a_checkpoint_without_its_assets_and_two_of_one_modality(workspace):
     with pytest.raises(BundleError, match="run ingest"):
-        write_bundle(workspace / "b", checkpoints=[workspace / "models/image"], assets=workspace, inference=INFERENCE, card="", provenance={})
-    with pytest.raises(BundleError, match="one checkpoint per modality"):
-        write_bundle(workspace / "b", checkpoints=[workspace / "models/image"] * 2, assets=workspace / "data/assets", inference=INFERENCE, card="",
+        write_bundle(workspace / "b", checkpoints=[workspace / "models/checkpoints/image"], assets=workspace, inference=INFERENCE, card="",
                      provenance={})
+    with pytest.raises(BundleError, match="one checkpoint per modality"):
+        write_bundle(workspace / "b", checkpoints=[workspace / "models/checkpoints/image"] * 2, assets=workspace / "data/assets",
+                     inference=INFERENCE, card="", provenance={})
     assert not (workspace / "b").exists()

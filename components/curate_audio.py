@@ -1,21 +1,21 @@
-"""Component of the stage curate."""
+"""Component of the stage curate_audio."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import Artifact, Dataset, HTML, Input, Metrics, Output
 
 from components import images
 
 
 @dsl.container_component
-def curate(
+def curate_audio(
     config: dict,
     assets: Input[Artifact],
     shards: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
 ):
-    """Clean, filter, deduplicate and split the raw images into shards."""
+    """Cleaned, captioned sounds."""
     return dsl.ContainerSpec(
         image=images.DATA,
-        command=["anymal", "curate"],
+        command=["anymal", "curate-audio"],
         args=[
             "--config", config,
             "--assets", assets.path,

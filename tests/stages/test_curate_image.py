@@ -81,9 +81,9 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(assets: Path, out: Path, section: dict[str, Any]) -> dict[str, Path]:
-    stage = load_stage("curate")
-    ports = {"assets": assets, "shards": out / "shards", "report": out / "curate.html", "statistics": out / "curate.json"}
-    run_stage(stage, validate(stage.config, section, "curate"), ports)
+    stage = load_stage("curate_image")
+    ports = {"assets": assets, "shards": out / "shards", "stamps": out / "stamps", "report": out / "curate.html", "statistics": out / "curate.json"}
+    run_stage(stage, validate(stage.config, section, "curate_image"), ports)
     return ports
 
 
@@ -131,6 +131,21 @@ def test_shards_hold_what_the_statistics_say(made: dict[str, Path], samples: lis
     names = {sample.meta["original"]: sample.meta["captions"][0] for sample in samples if sample.meta["source"] == "names"}
     assert names == {"food/pancakes_ganson.png": "Some pancakes.",
                      "food/small_plate_ganson.png": "A small plate.", "food/teapot_ganson.png": "A teapot."}
+
+
+def test_stamps_are_the_cut_outs_of_kept_pictures(made: dict[str, Path], samples: list[Sample]) -> None:
+    verify_manifest(made["stamps"])
+    entries = json.loads((made["stamps"] / "stamps.json").read_text())
+    by_key = {sample.key: sample.meta for sample in samples}
+    assert [entry["key"] for entry in entries] == sorted(entry["key"] for entry in entries)
+    assert {part for meta in by_key.values() for part in meta.get("parts", [])} <= {entry["key"] for entry in entries}
+    assert {path.stem for path in made["stamps"].glob("*.png")} == {entry["key"] for entry in entries}
+    assert len(entries) == 30
+    for entry in entries:
+        meta = by_key[entry["key"]]
+        assert (entry["split"], entry["source"], entry["license"], entry["head"]) == (meta["split"], meta["source"], meta["license"], meta["noun"])
+        with Image.open(made["stamps"] / f"{entry['key']}.png") as image:
+            assert (image.mode, list(image.size)) == ("RGBA", entry["size"])
 
 
 def test_splits_share_nothing(samples: list[Sample]) -> None:
@@ -181,12 +196,12 @@ def test_dataset_card_names_splits_licences_and_drops(made: dict[str, Path]) -> 
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_with_any_number_of_workers(made: dict[str, Path], assets: Path, tmp_path: Path) -> None:
     again = run(assets, tmp_path, knobs(workers=2))
-    for name in ("shards", "report", "statistics"):
+    for name in ("shards", "stamps", "report", "statistics"):
         files = sorted(p.relative_to(made[name]) for p in made[name].rglob("*")) if made[name].is_dir() else [Path()]
         assert files
         for file in files:
             assert (again[name] / file).read_bytes() == (made[name] / file).read_bytes(), file
-    assert {path.name for path in tmp_path.iterdir()} == {"shards", "curate.html", "curate.json"}, "no scratch is left"
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "stamps", "curate.html", "curate.json"}, "no scratch is left"
 
 
 def only(asset: str) -> dict[str, Any]:
@@ -217,12 +232,12 @@ def test_if_everything_is_dropped_the_error_names_the_main_reason(tmp_path: Path
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"val_fraction": 0.6, "test_fraction": 0.5}, "leaves nothing to train on"), ({"workers": 0}, "curate.workers"),
-    ({"thumbnails": 3}, "unknown knob"), ({"face_threshold": 1.5}, "curate.face_threshold"),
+    ({"val_fraction": 0.6, "test_fraction": 0.5}, "leaves nothing to train on"), ({"workers": 0}, "curate_image.workers"),
+    ({"thumbnails": 3}, "unknown knob"), ({"face_threshold": 1.5}, "curate_image.face_threshold"),
 ])
 def test_wrong_knobs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        validate(load_stage("curate").config, knobs(**change), "curate")
+        validate(load_stage("curate_image").config, knobs(**change), "curate_image")
 
 
 def test_a_lost_image_is_noticed(assets: Path) -> None:

@@ -82,8 +82,8 @@ class ScenesConfig(Section):
     min_actions: int = Field(ge=0)
 
 
-class CurateConfig(Config):
-    """Knobs of curate. Sides in pixels, sizes in bytes, scores and fractions 0 to 1."""
+class CurateImageConfig(Config):
+    """Knobs of curate_image. Sides in pixels, sizes in bytes, scores and fractions 0 to 1."""
 
     sources: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], SourceConfig] = Field(min_length=1)
     images: ImagesConfig
@@ -110,8 +110,8 @@ class CurateConfig(Config):
         return self
 
 
-def curate(config: CurateConfig, *, assets: In, shards: Out, report: Out, statistics: Out) -> None:
-    """Curate captioned images and compose scenes: shards, a report of what was kept and dropped, and statistics."""
+def curate_image(config: CurateImageConfig, *, assets: In, shards: Out, stamps: Out, report: Out, statistics: Out) -> None:
+    """Curate captioned images and compose scenes: shards, cut-outs for clips, a report of what was kept and dropped, and statistics."""
     from anymal.curation import output
     from anymal.curation.captions import CaptionLimits
     from anymal.curation.images import ImageLimits
@@ -136,13 +136,15 @@ def curate(config: CurateConfig, *, assets: In, shards: Out, report: Out, statis
             duplicate_settings=DuplicateSettings(**config.duplicates.model_dump()),
             scene_settings=SceneSettings(config.scenes.count.model_dump(), **config.scenes.model_dump(exclude={"count"})),
             val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, parser=load_parser(),
-            scratch=type(shards)(scratch), workers=config.workers, say=lambda line: print(f"curate: {line}", file=sys.stderr),
+            scratch=type(shards)(scratch), workers=config.workers, say=lambda line: print(f"curate_image: {line}", file=sys.stderr),
         )
         counts = output.write_shards(curated, shards, config.samples_per_shard)
+        output.write_stamps(curated, stamps)
         figures = output.statistics(curated)
         output.write_report(report, figures=figures, curated=curated, limits=limits, background=config.images.background,
                             thumbnails=config.report_thumbnails)
     names = {split: [path.name for path in shard_paths(shards, split)] for split, count in counts.items() if count}
     output.write_card(shards, figures=figures, curated=curated, counts=counts, shards=names)
-    write_manifest(shards)
+    for folder in (shards, stamps):
+        write_manifest(folder)
     statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

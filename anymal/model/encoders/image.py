@@ -1,10 +1,9 @@
-"""Frozen encoders by kind: pictures in, tokens out. A new encoder is one class and one entry of `KINDS`."""
+"""Frozen image encoders."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,52 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anymal.errors import ConfigError, DataError
+from anymal.media.image import open_image, png
 
 SCALED = ((np.arange(256, dtype=np.float32) - 127.0) / 128.0).astype(np.float32)
 """What EfficientNet-Lite reads for each byte of a pixel."""
-MAX_PIXELS = 50_000_000
-"""Pictures above this are refused from their header, before decoding (public files of 600 megapixels exist)."""
-
-
-class Encoder(Protocol):
-    """What the encode stage and the model need of an encoder."""
-
-    tokens: int
-    dim: int
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """One RGB picture to an array (3, height, width), float32, as the network expects it."""
-        ...
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """(batch, 3, height, width) to (batch, tokens, dim), without gradients."""
-        ...
-
-
-def open_image(source: Any, name: str) -> Image.Image:
-    """Open, check and decode one picture: upright, RGB, transparency on white.
-
-    Raises:
-        DataError: naming the file, if it is empty, no picture, cut short, or larger than `MAX_PIXELS`.
-    """
-    from PIL import ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{name}: {image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed; scale it down")
-                upright = ImageOps.exif_transpose(image)
-                if not upright.has_transparency_data:
-                    return upright.convert("RGB")
-                rgba = upright.convert("RGBA")
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: more pixels than the {MAX_PIXELS} allowed; scale it down") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read as a picture ({error}); give a PNG, JPEG or WebP file") from error
-    background = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(background, rgba).convert("RGB")
+GREY = Image.new("RGB", (256, 256), "grey")
 
 
 class EfficientNetLite:
@@ -67,20 +25,31 @@ class EfficientNetLite:
     runs several times faster than the plain float32 network.
     """
 
+    modality = "image"
     tokens, dim, size = 49, 1280, 224
 
-    def __init__(self, folder: Path, layer: int | None) -> None:
+    def __init__(self, folder: Path) -> None:
         from efficientnet_lite_pytorch import EfficientNet
         from safetensors.torch import load_file
 
-        if layer is not None:
-            raise ConfigError(f"encoder layer = {layer}: efficientnet_lite gives its last feature map only; set it to null")
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(load_file(_only_safetensors(folder)))
         network.eval().requires_grad_(False)
         for module in list(network.modules()):
             _fold_batch_norms(module)
         self._network = network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+    def read(self, source: Path | BinaryIO, name: str) -> np.ndarray:
+        """One picture file to (3, 224, 224)."""
+        return self.preprocess(open_image(source, name))
+
+    def blank(self) -> np.ndarray:
+        """A plain grey picture."""
+        return self.preprocess(GREY)
+
+    def picture(self, medium: np.ndarray) -> bytes:
+        """The picture as the network sees it."""
+        return png(Image.fromarray((medium.transpose(1, 2, 0) * 128 + 127).round().clip(0, 255).astype(np.uint8)))
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """Fit the whole picture into 224 × 224 on white, scaled to about -1 … 1 as the network was trained."""
@@ -128,10 +97,12 @@ class HuggingFaceVision:
 
     Args:
         folder: a Hugging Face model folder with safetensors weights and its image processor.
-        layer: which hidden state; None for the last one, -2 for the one before it (common for CLIP).
+        layer: which hidden state; -1 for the last one, -2 for the one before it (common for CLIP).
     """
 
-    def __init__(self, folder: Path, layer: int | None) -> None:
+    modality = "image"
+
+    def __init__(self, folder: Path, layer: int = -1) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
         model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="auto")
@@ -140,11 +111,24 @@ class HuggingFaceVision:
         self._tower = tower.eval().requires_grad_(False).to(self._device)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
         depth = tower.config.num_hidden_layers + 1
-        if layer is not None and not -depth <= layer < depth:
-            raise ConfigError(f"encoder layer = {layer}: {folder.name} has hidden states {-depth} to {depth - 1}")
-        self._layer = -1 if layer is None else layer
-        probe = self.forward(torch.from_numpy(self.preprocess(Image.new("RGB", (64, 64))))[None])
+        if not -depth <= layer < depth:
+            raise ConfigError(f"encoder settings.layer = {layer}: {folder.name} has hidden states {-depth} to {depth - 1}")
+        self._layer = layer
+        probe = self.forward(torch.from_numpy(self.blank())[None])
         self.tokens, self.dim = probe.shape[1], probe.shape[2]
+
+    def read(self, source: Path | BinaryIO, name: str) -> np.ndarray:
+        """One picture file to (3, height, width)."""
+        return self.preprocess(open_image(source, name))
+
+    def blank(self) -> np.ndarray:
+        """A plain grey picture."""
+        return self.preprocess(GREY)
+
+    def picture(self, medium: np.ndarray) -> bytes:
+        """The picture as the tower sees it, its normalisation undone."""
+        channels = [np.asarray(getattr(self._processor, name, default)).reshape(-1, 1, 1) for name, default in (("image_std", 1), ("image_mean", 0))]
+        return png(Image.fromarray(((medium * channels[0] + channels[1]) * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """The model's own image processor."""
@@ -158,22 +142,3 @@ class HuggingFaceVision:
         states = self._tower(pixel_values=batch.to(self._device, dtype), output_hidden_states=True).hidden_states
         hidden: Tensor = states[self._layer]
         return hidden.float().cpu()
-
-
-KINDS: dict[str, Any] = {"efficientnet_lite": EfficientNetLite, "hf_vision": HuggingFaceVision}
-
-
-def load_encoder(kind: str, folder: Path, layer: int | None) -> Encoder:
-    """Load a frozen encoder of a registered kind from its asset folder.
-
-    Raises:
-        ConfigError: if the kind is unknown or the layer does not exist.
-        DataError: if the folder is missing.
-    """
-    if kind not in KINDS:
-        raise ConfigError(f"encoder kind = {kind}: unknown; known kinds: {', '.join(KINDS)}")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such asset; name it in ingest.assets and run ingest")
-    encoder: Encoder = KINDS[kind](folder, layer)
-    return encoder
-

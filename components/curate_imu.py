@@ -1,0 +1,25 @@
+"""Component of the stage curate_imu."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, HTML, Input, Metrics, Output
+
+from components import images
+
+
+@dsl.container_component
+def curate_imu(
+    config: dict,
+    assets: Input[Artifact],
+    shards: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
+):
+    """Captioned windows of wearable motion."""
+    return dsl.ContainerSpec(
+        image=images.DATA,
+        command=["anymal", "curate-imu"],
+        args=[
+            "--config", config,
+            "--assets", assets.path,
+            "--shards", shards.path, "--report", report.path, "--statistics", statistics.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )
