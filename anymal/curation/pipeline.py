@@ -337,7 +337,7 @@ def audit(curated: Curated, settings: DuplicateSettings) -> int:
         pictures.append(composed.picture)
     leaks = duplicates.audit_leakage(members, stack(pictures), max_bits=settings.same_bits, max_colour=settings.same_colour)
     if leaks:
-        raise DataError(f"curate: {len(leaks)} leaks between splits, the first: {leaks[0]}; nothing was written")
+        raise DataError(f"curate_image: {len(leaks)} leaks between splits, the first: {leaks[0]}; nothing was written")
     return len(members)
 
 
@@ -361,11 +361,11 @@ def refuse_empty(candidates: Sequence[Candidate]) -> None:
     if any(candidate.drop is None for candidate in candidates):
         return
     if not candidates:
-        raise DataError("curate.sources: hold no image at all; check the assets' names and the folders that ingest made")
+        raise DataError("curate_image.sources: hold no image at all; check the assets' names and the folders that ingest made")
     reasons = Counter(candidate.drop.reason for candidate in candidates if candidate.drop is not None)
     reason, count = reasons.most_common(1)[0]
     example = next(c for c in candidates if c.drop is not None and c.drop.reason == reason)
-    raise DataError(f"curate: all {len(candidates)} images were dropped, {count} of them for '{reason}' ({REASONS[reason]}), "
+    raise DataError(f"curate_image: all {len(candidates)} images were dropped, {count} of them for '{reason}' ({REASONS[reason]}), "
                     f"for example {example.source.name}/{example.item.name}; relax that rule's knob or correct the source")
 
 

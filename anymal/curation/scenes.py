@@ -118,7 +118,7 @@ def plan_scenes(stamps: Sequence[Stamp], *, split: str, count: int, size: int, m
     """
     heads = {stamp.head for stamp in stamps}
     if count and len(heads) <= MAX_OBJECTS:
-        raise DataError(f"curate.scenes: split {split} has pictures of only {len(heads)} different nouns to compose scenes from, at least "
+        raise DataError(f"curate_image.scenes: split {split} has pictures of only {len(heads)} different nouns to compose scenes from, at least "
                         f"{MAX_OBJECTS + 1} are needed; raise the split's fraction, add scene sources, or set its number of scenes to 0")
     ordered = sorted(stamps, key=lambda stamp: stamp.key)
     colours = list(COLOURS)

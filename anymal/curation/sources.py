@@ -62,7 +62,7 @@ def read_text(path: Path, limit: int) -> str:
 
 def _images(root: Path, source: str) -> Iterator[Item]:
     if not root.is_dir():
-        raise DataError(f"curate.sources.{source}: folder {root} not found; run ingest, or correct the asset's name")
+        raise DataError(f"curate_image.sources.{source}: folder {root} not found; run ingest, or correct the asset's name")
     inside = root.resolve()
     for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
         suffix = path.suffix.lower()
@@ -111,7 +111,7 @@ def webdataset(root: Path, source: str) -> Iterator[Item]:
     """
     shards = sorted(root.rglob("*.tar")) if root.is_dir() else []
     if not shards:
-        raise DataError(f"curate.sources.{source}: {root} holds no .tar shard; run ingest, or correct the asset's name")
+        raise DataError(f"curate_image.sources.{source}: {root} holds no .tar shard; run ingest, or correct the asset's name")
     seen: set[str] = set()
     for shard in shards:
         images: dict[str, Item] = {}

@@ -167,5 +167,5 @@ def parallel(function: Callable[[Job], Result], jobs: Iterable[Job], *, settings
         try:
             yield from pool.map(function, jobs, chunksize=16)
         except BrokenProcessPool as error:
-            raise AnymalError(f"curate.workers = {workers}: a worker process was killed, most likely for lack of memory; "
-                              "use fewer workers or a lower curate.max_pixels") from error
+            raise AnymalError(f"curate_image.workers = {workers}: a worker process was killed, most likely for lack of memory; "
+                              "use fewer workers or a lower curate_image.images.max_pixels") from error

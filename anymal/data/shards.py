@@ -25,8 +25,13 @@ MAX_META_BYTES = 2**20
 class Sample:
     """One medium and its metadata.
 
-    `meta` holds `kind` ("photo" or "scene"), `split`, `source`, `license`, `captions` (list of str), `objects` (list of `{name, box}`, box = COCO
-    `[x, y, width, height]` in pixels), `questions` (list of `{question, answer, kind}`), `width`, `height`, `sha256`.
+    `meta` holds for every modality `kind`, `split`, `source`, `license`, `captions` (list of str), `questions` (list of `{question, answer, kind}`),
+    `objects`, `sha256` and `group` (what splits keep together: a kit, a subject, a video); and `label` where the sample is of one class.
+
+    - image: kind "photo" or "scene"; `objects` are `{name, box}`, box = COCO `[x, y, width, height]` in pixels; `width`, `height`.
+    - audio (FLAC, mono): kind "labelled" or "captioned"; `duration` (seconds), `rate` (Hz).
+    - video (MP4): kind "clip" (composed) or "video"; `duration`, `frames`, `rate` (frames a second), `width`, `height`.
+    - imu (.npy, float32 (n, 7): seconds, accelerometer xyz, gyroscope xyz): kind "motion"; `duration`, `rate`.
     """
 
     key: str

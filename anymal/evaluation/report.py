@@ -31,6 +31,8 @@ METRICS = {
     "accuracy": ("Accuracy", "0 to 1", True),
 }
 """Figure -> its name, its unit, and whether more is better."""
+MAIN = ("nll", CLASS)
+"""Figures whose gaps are shown where the page has no room for all."""
 PART = "accuracy_"
 TITLES = {"caption": "Captions", "vqa": "Questions", "qa": "Questions"}
 COLOURS = {"right": ("#0b6e99", "o"), "shuffled": ("#c2571a", "s"), "blank": ("#6f6f6f", "D"), "majority": ("#7a4fa3", "^")}
@@ -175,7 +177,7 @@ def render(sections: Sequence[Section]) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = lambda value: f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    return environment.get_template("report.html").render(sections=sections, titles=TITLES, metrics=metrics_of, clear=_clear, mixed=MIXED)
+    return environment.get_template("report.html").render(sections=sections, titles=TITLES, metrics=metrics_of, main=MAIN, clear=_clear, mixed=MIXED)
 
 
 def metrics_of(branch: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -14,6 +14,7 @@ import numpy as np
 from anymal.errors import DataError
 from anymal.evaluation import captions, names, vqa
 from anymal.evaluation.bootstrap import Measure, figures, mean_of, ratio
+from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.predictions import PROTOCOL, read_predictions
 from anymal.evaluation.protocol import interval_note
 
@@ -87,6 +88,12 @@ def score_predictions(
     return rounded
 
 
+def _conditions(records: Sequence[Record]) -> list[str]:
+    """Right, shuffled and blank, then those that only some tasks have."""
+    said = records[0]["prediction"]
+    return [*(name for name in CONDITIONS if name in said), *sorted(set(said) - set(CONDITIONS))]
+
+
 def _group_counts(modality: str, records: Sequence[Record]) -> dict[str, int]:
     if "groups" in records[0]:
         return {name: len({record["groups"][name] for record in records}) for name in records[0]["groups"]}
@@ -116,7 +123,7 @@ def _is_figure(entry: object) -> bool:
 
 def _captions(records: list[Record], vocabulary: Sequence[str] | None, meteor: Any, *, resamples: int, seed: int) -> dict[str, Any]:
     sizes = [len(record["references"]) for record in records]
-    asked = list(records[0]["prediction"])
+    asked = _conditions(records)
     texts = [text for record in records for text in record["references"]] + [r["prediction"][c] for c in asked for r in records]
     tokens = iter(captions.tokenize(texts))
     references = [[next(tokens) for _ in range(size)] for size in sizes]
@@ -142,7 +149,7 @@ def label_figures(records: list[Record], vocabulary: Sequence[str], *, resamples
     for record in having:
         record["named"] = {condition: sorted(known.named(text)) for condition, text in record["prediction"].items()}
     conditions = {c: {CLASS: mean_of(np.array([r["named"][c] == [names.canonical(r["label"])] for r in having], dtype=float))}
-                  for c in having[0]["prediction"]}  # fmt: skip
+                  for c in _conditions(having)}  # fmt: skip
     _note_scores(having, conditions)
     result = _block(conditions, n=len(having), resamples=resamples, seed=seed)
     result |= _by("label", [record["label"] for record in having], conditions, resamples=resamples, seed=seed)
@@ -176,7 +183,7 @@ def _by(name: str, owners: Sequence[str], conditions: Conditions, *, resamples: 
 def _answers(records: list[Record], *, resamples: int, seed: int) -> dict[str, Any]:
     kinds = [record["kind"] for record in records]
     usual = vqa.majority_answers(kinds, [record["references"][0] for record in records])
-    asked = list(records[0]["prediction"])
+    asked = _conditions(records)
     said = {condition: [record["prediction"][condition] for record in records] for condition in asked}
     said[MAJORITY] = [usual[kind] for kind in kinds]
     scores = {c: np.array([vqa.vqa_accuracy(answer, r["references"]) for answer, r in zip(said[c], records, strict=True)]) for c in said}
@@ -206,7 +213,7 @@ def _mixed(records: list[Record], vocabulary: Mapping[str, Sequence[str]], *, re
     parts = list(records[0]["references"])
     known = names.Vocabulary(answer for part in parts for answer in vocabulary[part])
     usual = {part: vqa.majority_answers([part] * len(records), [record["references"][part] for record in records])[part] for part in parts}
-    asked = list(records[0]["prediction"])
+    asked = _conditions(records)
     conditions: dict[str, dict[str, Measure]] = {}
     for condition in [*asked, MAJORITY]:
         right = {part: np.empty(len(records)) for part in parts}
