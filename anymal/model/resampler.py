@@ -7,10 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-POOLING_SPEED = 10.0
-"""How much faster the weights of pooled latents move than other weights: they must grow from 1 to a few times that in a few hundred steps."""
-
-
 class PerceiverAttention(nn.Module):
     """Latents attend to keys and values made of the media and the latents themselves."""
 
@@ -43,9 +39,10 @@ class PerceiverResampler(nn.Module):
         tokens: how many tokens come out (the paper: 64 for images).
         layers: 6 in the paper for images.
         heads: attention heads.
-        pooled_latents: start each latent from its own linear map of its own weighted mean of the media, besides its learned vector (Imagen's
-            resampler takes the plain mean). It carries the gist, and where and when, to the LLM from the first step, which small data
-            needs; the paper's has none.
+        pooled_latents: start each latent from its own linear map of the media's mean, besides its learned vector (as Imagen's resampler
+            does). It carries the picture's gist to the LLM from the first step, which small data needs; the paper's has none.
+        layout_rank: also start the latents from a linear map of all media tokens side by side, each reduced to this many channels: what is
+            where, and when. Attention learns places and order from far more data than a linear map; 0, the paper's way, leaves it out.
         media_positions: add a learned embedding to each encoder token of a frame. Needed by encoders whose tokens carry no position
             (a CNN's grid); without it the resampler cannot tell left from right. ViT tokens carry theirs.
         media_frames: frames that the encoder's tokens come from, in order; each frame's tokens get a learned embedding of its time.
@@ -53,7 +50,7 @@ class PerceiverResampler(nn.Module):
     """
 
     def __init__(self, *, media_dim: int, media_tokens: int, dim: int, tokens: int, layers: int, heads: int,
-                 pooled_latents: bool, media_positions: bool, media_frames: int, output_scale: float) -> None:
+                 pooled_latents: bool, layout_rank: int, media_positions: bool, media_frames: int, output_scale: float) -> None:
         super().__init__()
         self.to_dim = nn.Linear(media_dim, dim)
         self.norm_input = nn.LayerNorm(dim)
@@ -61,8 +58,10 @@ class PerceiverResampler(nn.Module):
         self.times = nn.Parameter(torch.randn(media_frames, 1, dim) * 0.02) if media_frames > 1 else None
         self.positions = nn.Parameter(torch.randn(media_tokens // media_frames, dim) * 0.02) if media_positions else None
         self.latents = nn.Parameter(torch.randn(tokens, dim) * 0.02)
-        self.pooling = nn.Parameter(torch.zeros(tokens, media_tokens)) if pooled_latents else None
-        self.pooled = nn.Parameter(torch.randn(tokens, dim, dim) * (1 / (3 * dim)) ** 0.5) if pooled_latents else None
+        self.pooled = nn.Linear(dim, tokens * dim, bias=False) if pooled_latents else None
+        self.layout = nn.Sequential(
+            nn.Linear(dim, layout_rank, bias=False), nn.Flatten(), nn.LayerNorm(layout_rank * media_tokens),
+            nn.Linear(layout_rank * media_tokens, tokens * dim, bias=False)) if layout_rank else None
         self.attention = nn.ModuleList(PerceiverAttention(dim, heads) for _ in range(layers))
         self.feed_forward = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
@@ -80,9 +79,10 @@ class PerceiverResampler(nn.Module):
             media = media + self.times
         media = media.flatten(1, 2)
         latents = self.latents.expand(len(media), -1, -1)
-        if self.pooling is not None and self.pooled is not None:
-            weights = (1 + POOLING_SPEED * self.pooling) / media.shape[1]
-            latents = latents + torch.einsum("kt,btd,kde->bke", weights, media, self.pooled)
+        if self.pooled is not None:
+            latents = latents + self.pooled(media.mean(dim=1)).unflatten(1, self.latents.shape)
+        if self.layout is not None:
+            latents = latents + self.layout(media).unflatten(1, self.latents.shape)
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             latents = latents + attention(media, latents)
             latents = latents + feed_forward(latents)

@@ -36,6 +36,7 @@ class AlignConfig(Config):
     tokens: int = Field(gt=0)
     heads: int = Field(gt=0)
     pooled_latents: bool
+    layout_rank: int = Field(ge=0)
     media_positions: bool
     introduction: str = Field(pattern=r"\{medium\}")
     """The words around a medium wherever a prompt has `{media}`: `{medium}` alone, or a sentence such as `The sound is {medium}.`"""
@@ -91,7 +92,7 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     arguments: dict[str, Any] = {"media_dim": store.dim, "media_tokens": store.tokens, "dim": llm.config.hidden_size, "tokens": config.tokens,
                                  "output_scale": round(embedding_scale(llm), 6)}
     if config.projector == "resampler":
-        arguments |= {"layers": config.layers, "heads": config.heads, "pooled_latents": config.pooled_latents,
+        arguments |= {"layers": config.layers, "heads": config.heads, "pooled_latents": config.pooled_latents, "layout_rank": config.layout_rank,
                       "media_positions": config.media_positions, "media_frames": store.info["frames"]}
     projector = build_projector(config.projector, arguments).to(llm.device)
     templates = {"caption": config.caption.model_dump(), "question": config.question.model_dump()}

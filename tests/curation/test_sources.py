@@ -40,7 +40,7 @@ def test_captioned_folder_reads_the_first_line_and_names_the_problems(tmp_path: 
 
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
     for reader in sources.READERS.values():
-        with pytest.raises(DataError, match=r"curate\.sources\.s: .*nowhere.*run ingest"):
+        with pytest.raises(DataError, match=r"curate_image\.sources\.s: .*nowhere.*run ingest"):
             list(reader(tmp_path / "nowhere", "s"))
 
 
