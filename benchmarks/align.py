@@ -3,7 +3,7 @@
 The plain loop is what one writes first: pictures decoded and encoded in the loop by the float32 network, random batches padded to
 their longest caption, the whole prompt through the LLM each time, logits for every position.
 
-    python benchmarks/align.py [--steps 8]      # after `dvc repro encode`
+    python benchmarks/align.py [--steps 8]      # after `dvc repro encode@image`
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 
 from anymal.data.features import FeatureStore
 from anymal.data.shards import Sample, read_shard, shard_paths
+from anymal.media.image import open_image
 from anymal.model.anymal import AnyMAL
-from anymal.model.encoders import EfficientNetLite, open_image
+from anymal.model.encoders.image import EfficientNetLite
 from anymal.model.llm import load_llm
 from anymal.model.projectors import build_projector
 from anymal.model.prompt import Medium, Prompt, Template
@@ -36,7 +37,7 @@ class PlainLoop:
         from safetensors.torch import load_file
 
         self.model, self.samples, self.template = model, samples, template
-        self.preprocess = EfficientNetLite(encoder_folder, None).preprocess
+        self.preprocess = EfficientNetLite(encoder_folder).preprocess
         self.encoder = EfficientNet.from_name("efficientnet-lite0")
         self.encoder.load_state_dict(load_file(next(encoder_folder.glob("*.safetensors"))))
         self.encoder.eval()
@@ -50,7 +51,7 @@ class PlainLoop:
         embed, tokenizer = self.model.llm.get_input_embeddings(), self.model.tokenizer
         embedded, labels = [], []
         for row, tokens in zip(rows, media, strict=True):
-            pieces = self.model.tokenize(Prompt(self.template.messages(), [Medium("image", features[0])]))
+            pieces = self.model.tokenize(Prompt(self.template.messages(["image"]), [Medium("image", features[0])]))
             target = tokenizer(row.meta["captions"][0], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             sequence = torch.cat([embed(torch.tensor(pieces.texts[0])), tokens, embed(torch.tensor([*pieces.texts[1], *target]))])
             embedded.append(sequence)
@@ -66,20 +67,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--assets", type=Path, default=Path("data/assets"))
-    parser.add_argument("--features", type=Path, default=Path("data/features"))
-    parser.add_argument("--shards", type=Path, default=Path("data/shards"))
+    parser.add_argument("--features", type=Path, default=Path("data/features/image"))
+    parser.add_argument("--shards", type=Path, default=Path("data/shards/image"))
     arguments = parser.parse_args()
-    knobs = read_document(Path("params.yaml"))["align"]
+    knobs = read_document(Path("params.yaml"))["align"]["image"]
 
     store = FeatureStore(arguments.features, "train")
     llm, tokenizer = load_llm(arguments.assets / knobs["llm"], dtype=knobs["dtype"], quantization="none", attention=knobs["attention"])
     torch.manual_seed(0)
     projector = build_projector("resampler", {
         "media_dim": store.dim, "media_tokens": store.tokens, "dim": llm.config.hidden_size, "tokens": knobs["tokens"], "layers": knobs["layers"],
-        "heads": knobs["heads"], "pooled_latents": knobs["pooled_latents"], "media_positions": knobs["media_positions"], "output_scale": 0.1})
-    templates = {name: Template(**knobs[name]) for name in ("caption", "question")}
-    model = AnyMAL(llm, tokenizer, {"image": projector}, templates=templates, metadata={}, encoder_folders={})
-    data = CaptionData(model, store, "image", batch_size=knobs["batch_size"], question_share=0.0, seed=0)
+        "heads": knobs["heads"], "pooled_latents": knobs["pooled_latents"], "layout_rank": knobs["layout_rank"],
+        "media_frames": store.info["frames"], "media_positions": knobs["media_positions"], "output_scale": 0.1})
+    templates = {name: Template(**knobs[name], introductions={"image": knobs["introduction"]}) for name in ("caption", "question")}
+    model = AnyMAL(llm, tokenizer, {"image": projector}, templates={"image": templates}, metadata={}, encoder_folders={})
+    data = CaptionData(model, store, "image", batch_size=knobs["batch_size"], question_share=0.0, target_captions=1,
+                       answer_forms={}, question_kinds=None, seed=0)
     samples = [sample for path in shard_paths(arguments.shards, "train") for sample in read_shard(path)]
     plain = PlainLoop(model, arguments.assets / store.info["encoder"]["asset"], samples, templates["caption"])
     plain_attention = "sdpa"  # transformers' default

@@ -1,6 +1,6 @@
 """Speed of encode against its encoder's bare forward on preloaded tensors, and its peak memory at two sizes, in one run.
 
-    python benchmarks/encode.py [--images 320]      # after `dvc repro curate`
+    python benchmarks/encode.py [--images 320]      # after `dvc repro curate_image`
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from anymal.data.encoding import encode_shards
 from anymal.data.manifest import write_manifest
 from anymal.data.shards import Sample, ShardWriter, read_shard, shard_paths
-from anymal.model.encoders import EfficientNetLite
+from anymal.model.encoders.image import EfficientNetLite
 
-ABOUT = {"modality": "image", "encoder": {"asset": "efficientnet-lite0", "kind": "efficientnet_lite", "layer": None}}
+ABOUT = {"modality": "image", "encoder": {"asset": "efficientnet-lite0", "kind": "efficientnet_lite", "settings": {}}}
 BATCH, WORKERS, PER_SHARD = 32, 2, 256
 
 
@@ -37,7 +37,7 @@ def repeat(shards: Path, folder: Path, count: int) -> Path:
 
 
 def encode_and_report(encoder_folder: Path, shards: Path, target: Path) -> None:
-    encoder = EfficientNetLite(encoder_folder, None)
+    encoder = EfficientNetLite(encoder_folder)
     encoder.forward(torch.zeros(BATCH, 3, encoder.size, encoder.size))
     started = time.perf_counter()
     encode_shards(encoder, shards, target, batch_size=BATCH, workers=WORKERS, description=ABOUT)
@@ -47,14 +47,14 @@ def encode_and_report(encoder_folder: Path, shards: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, nargs="+", default=[300, 3000])
-    parser.add_argument("--shards", type=Path, default=Path("data/shards"))
+    parser.add_argument("--shards", type=Path, default=Path("data/shards/image"))
     parser.add_argument("--encoder", type=Path, default=Path("data/assets/efficientnet-lite0"))
     parser.add_argument("--one", type=Path, nargs=2, metavar=("SHARDS", "TARGET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         encode_and_report(arguments.encoder, *arguments.one)
         return
-    encoder = EfficientNetLite(arguments.encoder, None)
+    encoder = EfficientNetLite(arguments.encoder)
     batches = torch.rand(8, BATCH, 3, encoder.size, encoder.size) * 2 - 1
     encoder.forward(batches[0])
     started = time.perf_counter()

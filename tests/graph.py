@@ -142,6 +142,12 @@ def producers() -> dict[str, tuple[str, str]]:
     return {path: (run.name, port) for run in runs().values() for port, path in run.outputs.items()}
 
 
+@functools.cache
+def profile_of(name: str) -> dict[str, Any]:
+    """One of the two profiles; not to be changed by its callers."""
+    return read_document(ROOT / name)
+
+
 # --- code
 def closure(starts: Iterable[str], root: Path = ROOT) -> set[str]:
     """Files of `anymal` that these run, themselves included: what they import at any depth, and the templates that they name.
@@ -161,6 +167,7 @@ def closure(starts: Iterable[str], root: Path = ROOT) -> set[str]:
     return seen
 
 
+@functools.cache
 def _named(root: Path, file: str) -> list[str]:
     """What one module imports or names as a template beside it."""
     tree = ast.parse((root / file).read_text(encoding="utf-8"))

@@ -10,7 +10,8 @@ import pytest
 from anymal.stage import stage_names
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "mlflow", "spacy", "cv2", "onnxruntime", "accelerate", "matplotlib", "scipy", "pandas"}
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "mlflow", "spacy", "cv2", "onnxruntime", "accelerate", "matplotlib", "scipy",
+         "pandas", "av"}
 ORCHESTRATORS = {"kfp", "dvc", "components", "pipelines"}
 LIMIT = 150
 """Lines that a stage file may have."""
@@ -65,12 +66,25 @@ def test_components_and_pipelines_load_no_model_library():
 
 def test_model_imports_none_of_its_neighbours():
     for path in sources("anymal/model"):
-        assert neighbours(path) <= {"model", "errors", "progress", "data"}, path
+        assert neighbours(path) <= {"model", "errors", "progress", "data", "media"}, path
 
 
 def test_evaluation_imports_none_of_its_neighbours():
     for path in sources("anymal/evaluation"):
-        assert neighbours(path) <= {"evaluation", "errors", "progress", "data", "model"}, path
+        assert neighbours(path) <= {"evaluation", "errors", "progress", "data", "media", "model"}, path
+
+
+def test_media_are_decoded_without_knowing_who_asks():
+    for path in sources("anymal/media"):
+        assert neighbours(path) <= {"media", "errors"}, path
+        assert not roots(imports(path)) & {"torch", "transformers", "mlflow"}, path
+
+
+def test_encoders_are_known_without_loading_them():
+    """Configs name kinds of encoders; the registry imports none of their modules."""
+    names = imports(ROOT / "anymal/model/modalities.py")
+    assert not roots(names) & HEAVY
+    assert {name for name in names if name.startswith("anymal.")} <= {"anymal.errors", "anymal.errors.ConfigError"}
 
 
 def test_nothing_but_the_command_line_imports_stages():
@@ -86,7 +100,8 @@ def test_stages_do_not_import_each_other():
 
 def test_configs_stop_at_the_stage():
     """Model classes and metric functions take plain arguments: configs and ports are known to the machinery and the stages only."""
-    known = {f"anymal.stage.{name}" for name in ("Config", "In", "Out", "Stage", "load_stage", "read_config", "run_stage", "resumable")}
+    known = {f"anymal.stage.{name}" for name in ("Config", "In", "Ins", "Out", "Stage", "per_modality",
+                                                 "load_stage", "read_config", "run_stage", "resumable")}
     for path in sources("anymal"):
         if path.parent.name not in {"stages", "commands"} and path.name not in {"__main__.py", "stage.py"}:
             assert not imports(path) & known, path

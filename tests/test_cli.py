@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from anymal.stage import load_stage, stage_names
+from anymal.stage import load_stage, read_document, stage_names
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "mlflow", "spacy", "cv2", "onnxruntime", "pandas", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "mlflow", "spacy", "cv2", "onnxruntime", "pandas", "scipy", "matplotlib", "av", "soundfile")
 
 
 def anymal(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -42,12 +42,21 @@ def test_stage_help_names_every_port(name):
     stage = load_stage(name)
     for port in [*stage.inputs, *stage.outputs, "config", "executor-input"]:
         assert f"--{port.replace('_', '-')} " in done.stdout
+    assert ("--modality " in done.stdout) == stage.per_modality
+    assert done.stdout.count("repeat it for several") == sum(stage.inputs.values())
 
 
-def stage_arguments(name: str, folder: Path, config: str) -> list[str]:
+def stage_arguments(name: str, folder: Path, config: str, modality: str | None = None) -> list[str]:
+    """A command line with every port below `folder`; a port that takes several paths is given two."""
     stage = load_stage(name)
-    ports = [part for port in (*stage.inputs, *stage.outputs) for part in (f"--{port.replace('_', '-')}", str(folder / port))]
-    return [name.replace("_", "-"), "--config", config, *ports]
+    places = [(port, [port, f"{port}-two"] if stage.inputs.get(port) else [port]) for port in (*stage.inputs, *stage.outputs)]
+    ports = [part for port, files in places for file in files for part in (f"--{port.replace('_', '-')}", str(folder / file))]
+    return [name.replace("_", "-"), "--config", config, *(["--modality", modality] if modality else []), *ports]
+
+
+def a_modality(name: str) -> str | None:
+    """One that the stage has a section for, if it runs once per modality."""
+    return next(iter(read_document(ROOT / "params.yaml")[name])) if load_stage(name).per_modality else None
 
 
 def test_unknown_knob_is_one_sentence_without_traceback(tmp_path):
@@ -60,19 +69,33 @@ def test_unknown_knob_is_one_sentence_without_traceback(tmp_path):
 
 
 def test_negative_learning_rate_names_knob_and_value(tmp_path):
-    from anymal.stage import read_document
-
-    section = read_document(ROOT / "params.yaml")["align"] | {"learning_rate": -1e-3}
+    section = read_document(ROOT / "params.yaml")["align"]["audio"] | {"learning_rate": -1e-3}
     done = anymal(*stage_arguments("align", tmp_path, json.dumps(section)))
     assert (done.returncode, done.stderr) == (2, "anymal: error: align.learning_rate = -0.001: Input should be greater than 0\n")
 
 
+@pytest.mark.parametrize(("modality", "said"), [
+    (None, "align: runs once per modality; add --modality with one of image, audio, video, imu"),
+    ("smell", f"--modality smell: {ROOT / 'params.yaml'} has no section 'align.smell'; 'align' has image, audio, video, imu"),
+])
+def test_a_modality_that_is_missing_or_unknown_is_named(tmp_path, modality, said):
+    done = anymal(*stage_arguments("align", tmp_path, str(ROOT / "params.yaml"), modality))
+    assert (done.returncode, done.stderr) == (2, f"anymal: error: {said}\n")
+
+
+def test_a_stage_that_runs_once_knows_no_modality(tmp_path):
+    done = anymal(*stage_arguments("score", tmp_path, str(ROOT / "params.yaml"), "audio"))
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
 @pytest.mark.parametrize("name", stage_names())
 def test_missing_input_names_the_port_and_leaves_nothing(name, tmp_path):
-    done = anymal(*stage_arguments(name, tmp_path, str(ROOT / "params.yaml")))
+    done = anymal(*stage_arguments(name, tmp_path, str(ROOT / "params.yaml"), a_modality(name)))
     assert done.returncode == 2
-    for port in load_stage(name).inputs:
-        assert f"--{port.replace('_', '-')} {tmp_path / port}" in done.stderr
+    for port, several in load_stage(name).inputs.items():
+        for file in [port, f"{port}-two"] if several else [port]:
+            assert f"--{port.replace('_', '-')} {tmp_path / file}" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""One stage, four writings: the function's signature, its component, its entry in dvc.yaml and its section in both profiles must agree.
+"""One stage, four writings: the function's signature, its component, its runs in dvc.yaml and its sections in both profiles must agree.
 
 The component's command line is filled in by kfp's own code for the local runner, which does what Kubeflow's launcher does, and
 is then run through the command line's parser, and as a process up to the point where the inputs are missing.
@@ -6,13 +6,10 @@ is then run through the command line's parser, and as a process up to the point 
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib
 import inspect
 import json
 import os
-import shlex
 import subprocess
 import sys
 import typing
@@ -26,76 +23,78 @@ from pydantic import BaseModel
 
 from anymal.__main__ import cli
 from anymal.errors import ConfigError
-from anymal.stage import Stage, load_stage, read_config, read_document, stage_names
+from anymal.model.modalities import modality_of
+from anymal.stage import load_stage, read_config, read_document, section_problems, stage_names
 from pipelines.arguments import read_arguments
+from tests.graph import (
+    COMPONENTS,
+    PROFILES,
+    ROOT,
+    closure,
+    command,
+    component,
+    component_ports,
+    component_stage,
+    expand,
+    fill,
+    needed_code,
+    parse,
+    pipeline_spec,
+    producers,
+    profile_of,
+    runs,
+    tasks,
+)
 
-ROOT = Path(__file__).parent.parent
-STAGES = 6
+STAGES = 11
 """How many there are; raise it with each new stage, so that none is lost from sight."""
-PROFILES = ("params.yaml", "params.production.yaml")
-MACHINERY = {"anymal/__init__.py", "anymal/__main__.py", "anymal/errors.py", "anymal/progress.py", "anymal/stage.py", "anymal/tracking.py"}
-"""What runs a stage or shows its progress; a change there makes no result obsolete."""
+OPEN = {"labels", "architecture", "settings", "answer_forms", "held_out", "questions"}
+"""Knobs whose value is a mapping with names of its own: data, not knobs."""
 
 each_stage = pytest.mark.parametrize("name", stage_names())
+each_run = pytest.mark.parametrize("name", runs())
+each_component = pytest.mark.parametrize("name", COMPONENTS)
+each_profile = pytest.mark.parametrize("profile", PROFILES)
 
 
-def command(name: str) -> str:
-    return name.replace("_", "-")
+def sections(profile: str) -> dict[str, Any]:
+    """`align.audio` -> that section, for all of a profile."""
+    found = {}
+    for name, section in profile_of(profile).items():
+        found |= {f"{name}.{modality}": part for modality, part in section.items()} if load_stage(name).per_modality else {name: section}
+    return found
 
 
 @functools.cache
-def dvc_stages() -> dict[str, Any]:
-    stages: dict[str, Any] = read_document(ROOT / "dvc.yaml")["stages"]
-    return stages
-
-
-@functools.cache
-def pipeline_spec() -> dict[str, Any]:
-    from google.protobuf import json_format
-
-    spec: dict[str, Any] = json_format.MessageToDict(importlib.import_module("pipelines.training").training.pipeline_spec)
-    return spec
-
-
-def component(name: str) -> Any:
-    return getattr(importlib.import_module(f"components.{name}"), name)
-
-
-def paths(entries: list[Any]) -> dict[str, dict[str, Any]]:
-    """dvc.yaml's lists of paths: each is a path or a path with settings."""
-    return {path: settings for entry in entries for path, settings in (entry.items() if isinstance(entry, dict) else [(entry, {})])}
-
-
-def dvc_ports(name: str) -> dict[str, str]:
-    """Port -> path of one dvc.yaml entry, its command line parsed as `anymal` does."""
-    program, *words = shlex.split(dvc_stages()[name]["cmd"])
-    assert (program, words[0]) == ("anymal", command(name))
-    parsed = parse(words)
-    assert str(parsed.pop("config")) == "params.yaml"
-    return {port: str(path) for port, path in parsed.items() if path is not None}
-
-
-def parse(words: list[str]) -> dict[str, Any]:
-    """The options of a stage's command line, by parameter name."""
-    context = cli.make_context("anymal", list(words), resilient_parsing=False)
-    subcommand = cli.get_command(context, words[0])
-    assert subcommand is not None, words[0]
-    return dict(subcommand.make_context(words[0], list(words[1:]), parent=context).params)
+def arguments_of(profile: str) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    return read_arguments(ROOT / profile, "s3://bucket/lock")
 
 
 def test_every_stage_is_found_in_every_place():
     names = stage_names()
     assert len(names) == STAGES
-    assert set(dvc_stages()) == set(names)
-    assert {path.stem for path in (ROOT / "components").glob("*.py")} - {"__init__", "images"} == set(names)
+    assert {run.stage.name for run in runs().values()} == set(names)
+    assert {component_stage(name).name for name in COMPONENTS} == set(names)
     for profile in PROFILES:
-        assert set(read_document(ROOT / profile)) == set(names), profile
+        assert set(profile_of(profile)) == set(names), profile
+
+
+@each_profile
+def test_every_section_has_its_run(profile):
+    """No section lies idle, none is taken twice, and a run's name says what it runs."""
+    taken = [run.section for run in runs().values()]
+    assert sorted(taken) == sorted(sections(profile))
+    for run in runs().values():
+        assert run.name == (run.entry if run.key is None else f"{run.entry}@{run.modality}")
+        assert run.entry == run.stage.name or run.name == run.argument
+        assert (run.modality is not None) == run.stage.per_modality
 
 
 @each_stage
-@pytest.mark.parametrize("profile", PROFILES)
+@each_profile
 def test_profile_section_is_valid(name, profile):
-    read_config(load_stage(name), str(ROOT / profile))
+    assert section_problems(load_stage(name), profile_of(profile)[name]) == []
 
 
 @each_stage
@@ -124,166 +123,206 @@ def test_signature_is_config_then_keyword_ports(name):
     first, *ports = inspect.signature(stage.function).parameters.values()
     assert first.name == "config"
     assert all(port.kind is inspect.Parameter.KEYWORD_ONLY for port in ports)
+    assert all(port.default is inspect.Parameter.empty for port in ports)
     assert stage.inputs
     assert stage.outputs
+    assert ("modality" in stage.config.model_fields) == stage.per_modality
 
 
-@each_stage
+@each_component
 def test_component_has_the_ports_of_the_signature(name):
-    stage, spec = load_stage(name), component(name).component_spec
-    inputs = dict(spec.inputs)
-    config = inputs.pop("config")
+    """`PORT` feeds the port, or `PORT_suffix` where it takes several paths and there are more than one."""
+    stage, spec = component_stage(name), component(name).component_spec
+    assert name == stage.name or name.startswith(f"{stage.name}_")
+    config = spec.inputs["config"]
     assert (config.type, config.optional) == ("Dict", False)
     assert next(iter(spec.inputs)) == "config"
-    assert {port: not entry.optional for port, entry in inputs.items()} == stage.inputs
+    for port, fed in component_ports(name).items():
+        assert fed == [port] or (stage.inputs[port] and len(fed) > 1 and port not in fed), port
     assert list(spec.outputs) == list(stage.outputs)
-    assert all(entry.type.startswith("system.") for entry in [*inputs.values(), *spec.outputs.values()])
+    entries = [entry for given, entry in (*spec.inputs.items(), *spec.outputs.items()) if given != "config"]
+    assert all(entry.type.startswith("system.") for entry in entries)
+    assert not any(entry.optional for entry in spec.inputs.values())
 
 
-@each_stage
+@each_component
 def test_component_is_short_and_plain(name):
     text = (ROOT / "components" / f"{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 25
     container = component(name).component_spec.implementation.container
-    assert container.command == ["anymal", command(name)]
+    assert container.command == ["anymal", command(component_stage(name).name)]
     assert container.image.partition(":")[0].endswith(("anymal-data", "anymal-train", "anymal-eval"))
 
 
-@each_stage
-def test_dvc_entry_has_the_ports_of_the_signature(name):
-    stage, entry, ports = load_stage(name), dvc_stages()[name], dvc_ports(name)
-    assert set(ports) == {*stage.inputs, *stage.outputs}
-    assert entry["params"] == [name]
-    assert set(entry) <= {"cmd", "params", "deps", "outs", "metrics", "plots"}
-    assert {ports[port] for port in stage.inputs} <= set(entry["deps"])
-    written = {**paths(entry.get("outs", [])), **paths(entry.get("metrics", [])), **paths(entry.get("plots", []))}
-    assert set(written) == {ports[port] for port in stage.outputs}
-    assert not any(settings.get("persist") for settings in written.values())
-    for path, settings in written.items():
+@each_run
+def test_dvc_run_has_the_ports_of_the_signature(name):
+    run = runs()[name]
+    stage, options, definition = run.stage, run.options, run.definition
+    given = {port for port, value in options.items() if value not in (None, ())}
+    assert given - {"stage", "config", "modality"} == {*stage.inputs, *stage.outputs}
+    assert options["config"] == "params.yaml"
+    assert definition["params"] == [run.section]
+    assert set(definition) <= {"cmd", "params", "deps", "outs", "metrics", "plots"}
+    read = [path for port in stage.inputs for path in run.paths(port)]
+    assert sorted(set(read)) == sorted(dep for dep in definition["deps"] if not dep.startswith("anymal/"))
+    assert len(set(definition["deps"])) == len(definition["deps"])
+    assert set(run.written) == set(run.outputs.values())
+    assert len(run.written) == len(stage.outputs)
+    assert not any(settings.get("persist") for settings in run.written.values())
+    for path, settings in run.written.items():
         assert (settings.get("cache", True) is False) == (path.startswith("results/") or path == "data/assets"), path
-    assert {path for path in written if path.startswith("results/")} == set(paths(entry.get("metrics", [])))
+    metrics = {path for entry in definition.get("metrics", []) for path in entry}
+    assert {path for path in run.written if path.startswith("results/")} == metrics
 
 
-@each_stage
-def test_dvc_entry_depends_on_all_code_that_the_stage_runs(name):
-    """Every module of `anymal` that the stage imports, at any depth, is among its deps or below a folder that is."""
-    deps = [dep for dep in dvc_stages()[name]["deps"] if dep.startswith("anymal/")]
+@each_run
+def test_dvc_run_depends_on_all_code_that_it_runs(name):
+    """Every module of `anymal` that the stage imports, at any depth, and those of the encoders that its knobs name."""
+    run = runs()[name]
+    deps = {dep for dep in run.definition["deps"] if dep.startswith("anymal/")}
     for dep in deps:
         assert (ROOT / dep).exists(), dep
-    needed = closure(f"anymal/stages/{name}.py") - MACHINERY
-    forgotten = {module for module in needed if not any(module == dep or module.startswith(f"{dep}/") for dep in deps)}
-    assert forgotten == set()
-    idle = {dep for dep in deps if not any(module == dep or module.startswith(f"{dep}/") for module in needed)}
+    needed = needed_code(run, profile_of("params.yaml"))
+    folders = {dep for dep in deps if (ROOT / dep).is_dir()}
+    assert {file for file in needed if file not in deps and not any(file.startswith(f"{folder}/") for folder in folders)} == set(), "forgotten"
+    empty = {str(folder / "__init__.py") for file in needed for folder in Path(file).parents}
+    idle = {dep for dep in deps - needed - empty if not any(file.startswith(f"{dep}/") for file in needed)}
     assert idle == set(), "named as a dependency, but nothing there is imported"
 
 
-def closure(start: str) -> set[str]:
-    """Files of `anymal` that a file imports, directly or not; imports inside functions count. The machinery is not looked into."""
-    seen: set[str] = set()
-    pending = [start]
-    while pending:
-        file = pending.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        if file in MACHINERY:
-            continue
-        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for imported in names:
-                path = Path(*imported.split("."))
-                pending.extend(str(module) for module in [path.with_suffix(".py")] if imported.startswith("anymal.") and (ROOT / module).is_file())
-    return seen
+def test_code_of_a_run_reaches_through_packages_templates_and_encoders(tmp_path):
+    """What `needed_code` sees, on a small tree and on the real one."""
+    package = tmp_path / "anymal" / "tools"
+    package.mkdir(parents=True)
+    texts = {"__init__.py": "import anymal.tools.base", "base.py": "", "empty.py": "", "page.html": "<p>", "hint.py": "",
+             "use.py": "def f():\n    from anymal.tools import late\n    return 'page.html', 'gone.html'\n",
+             "late.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import anymal.tools.hint\nimport anymal.errors\n"}
+    for name, text in texts.items():
+        (package / name).write_text(text or "X = 1\n")
+    assert {Path(file).name for file in closure(["anymal/tools/use.py"], tmp_path)} == {"use.py", "late.py", "__init__.py", "base.py", "page.html"}
+    profile = profile_of("params.yaml")
+    encoders = "anymal/model/encoders"
+    assert {f"{encoders}/imu.py", f"{encoders}/image.py", "anymal/media/motion.py"} <= needed_code(runs()["evaluate_mixed"], profile)
+    assert {f"{encoders}/video.py", f"{encoders}/image.py"} <= needed_code(runs()["encode@video"], profile)
+    assert f"{encoders}/audio.py" not in needed_code(runs()["evaluate@imu"], profile)
+    assert "anymal/evaluation/report.html" in needed_code(runs()["score"], profile)
 
 
-def tasks() -> dict[str, Any]:
-    """Stage -> its task in the training pipeline."""
-    spec = pipeline_spec()
-    found = {}
-    for task in spec["root"]["dag"]["tasks"].values():
-        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
-        container = spec["deploymentSpec"]["executors"][label].get("container")
-        if container is not None:
-            found[container["command"][1].replace("-", "_")] = task
-    return found
+def test_entries_are_expanded_as_dvc_does():
+    from dvc.repo import Repo
+
+    known = {stage.addressing: stage for stage in Repo(str(ROOT)).index.stages if stage.addressing in runs()}
+    assert set(known) == set(runs())
+    for name, run in runs().items():
+        assert known[name].cmd == run.definition["cmd"], name
+        assert {dep.def_path for dep in known[name].deps} == {*run.definition["deps"], "params.yaml"}, name
+        assert {out.def_path for out in known[name].outs} == set(run.written), name
 
 
-def test_pipeline_covers_all_stages_and_takes_the_profiles_sections():
-    assert set(tasks()) == set(stage_names())
+def test_an_unknown_interpolation_is_an_error():
+    with pytest.raises(KeyError, match="medium"):
+        expand({"x": {"foreach": ["a"], "do": {"cmd": "${medium}"}}})
+    assert fill({"${key}": ["${item.a}-${key}"]}, {"key": "k", "item": {"a": 1}}) == {"k": ["1-k"]}
+
+
+def test_pipeline_covers_all_runs_and_takes_the_profiles_sections():
+    by_argument = {run.argument: run for run in runs().values()}
+    assert set(tasks()) == set(by_argument)
     parameters = pipeline_spec()["root"]["inputDefinitions"]["parameters"]
-    assert {name: entry["parameterType"] for name, entry in parameters.items()} == {"lock": "STRING"} | dict.fromkeys(stage_names(), "STRUCT")
-    for name, task in tasks().items():
-        assert task["inputs"]["parameters"] == {"config": {"componentInputParameter": name}}
+    assert {name: entry["parameterType"] for name, entry in parameters.items()} == {"lock": "STRING"} | dict.fromkeys(by_argument, "STRUCT")
+    for argument, task in tasks().items():
+        assert task.definition["inputs"]["parameters"] == {"config": {"componentInputParameter": argument}}
+        assert task.component == by_argument[argument].entry
+        assert task.container["command"] == ["anymal", command(by_argument[argument].stage.name)]
+    for profile in PROFILES:
+        assert set(arguments_of(profile)) == set(parameters), profile
 
 
 def test_pipeline_wires_the_ports_as_dvc_does():
-    producers = {path: (name, port) for name in stage_names() for port, path in dvc_ports(name).items() if port in load_stage(name).outputs}
+    """Each input comes from the same run and port as in dvc.yaml; where a port takes several, in the same order."""
+    makers = {task.name: argument for argument, task in tasks().items()}
+    written = producers()
+    arguments = {name: run.argument for name, run in runs().items()}
     compared = 0
-    for name, task in tasks().items():
-        for port, source in task["inputs"]["artifacts"].items():
-            path = dvc_ports(name)[port]
-            if path == "assets.lock.yaml":
-                continue
-            origin = source["taskOutputArtifact"]
-            assert (origin["producerTask"], origin["outputArtifactKey"]) == producers[path], f"{name}.{port}"
-            compared += 1
-    assert compared == sum(len(load_stage(name).inputs) for name in stage_names()) - 1
+    for run in runs().values():
+        task = tasks()[run.argument]
+        given = task.definition["inputs"]["artifacts"]
+        fed = component_ports(task.component)
+        assert {name for names in fed.values() for name in names} == set(given)
+        for port, names in fed.items():
+            paths = run.paths(port)
+            assert len(paths) == len(names), f"{run.name}.{port}"
+            for path, name in zip(paths, names, strict=True):
+                if path == "assets.lock.yaml":
+                    continue
+                origin = given[name]["taskOutputArtifact"]
+                maker, made = written[path]
+                assert (makers[origin["producerTask"]], origin["outputArtifactKey"]) == (arguments[maker], made), f"{run.name}.{name}"
+                compared += 1
+    assert compared == sum(len(run.paths(port)) for run in runs().values() for port in run.stage.inputs) - 1
+
+
+def test_what_belongs_together_is_given_in_one_order():
+    """evaluate and register take several folders of each kind; the first of each is of the first modality, and so on."""
+    for name, ports in {"evaluate_mixed": ("checkpoints", "features", "shards"), "register": ("checkpoints", "statistics")}.items():
+        orders = [[Path(path).stem for path in runs()[name].paths(port)] for port in ports]
+        assert all(order == orders[0] for order in orders), name
+        assert len(set(orders[0])) == len(orders[0]) > 1, name
 
 
 def launched(name: str, folder: Path, config: dict[str, Any]) -> list[str]:
-    """The container's command line after kfp has put the values in: config as JSON, paths below `folder`, the executor input."""
+    """The container's command line of a run after kfp has put the values in: config as JSON, paths below `folder`, the executor input."""
     from google.protobuf import json_format
     from kfp import dsl
     from kfp.local import config as local_config
     from kfp.local import executor_input_utils, placeholder_utils
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    spec = pipeline_spec()
-    task = tasks()[name]
-    definition = json_format.ParseDict(spec["components"][task["componentRef"]["name"]], pipeline_spec_pb2.ComponentSpec())
-    container = spec["deploymentSpec"]["executors"][definition.executor_label]["container"]
-    inputs = {port: dsl.Artifact(name=port, uri=str(folder / "inputs" / port), metadata={}) for port in load_stage(name).inputs}
+    task = tasks()[runs()[name].argument]
+    definition = json_format.ParseDict(task.specification, pipeline_spec_pb2.ComponentSpec())
+    fed = [given for names in component_ports(task.component).values() for given in names]
+    inputs = {given: dsl.Artifact(name=given, uri=str(folder / "inputs" / given), metadata={}) for given in fed}
     message = executor_input_utils.construct_executor_input(
         definition, {"config": config, **inputs}, task_root=str(folder / name), block_input_artifact=False
     )
     local_config.init(local_config.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
     words = placeholder_utils.replace_placeholders(
-        [*container["command"], *container["args"]], json_format.MessageToDict(message), pipeline_resource_name="training", task_resource_name=name,
-        pipeline_root=str(folder), unique_pipeline_id="1",
+        [*task.container["command"], *task.container["args"]], json_format.MessageToDict(message), pipeline_resource_name="training",
+        task_resource_name=name, pipeline_root=str(folder), unique_pipeline_id="1",
     )
     assert not any("{{$" in word for word in words)
     return words
 
 
-@each_stage
-@pytest.mark.parametrize("profile", PROFILES)
+@each_run
+@each_profile
 def test_component_command_line_as_launched(name, profile, tmp_path):
     """The section goes through Kubeflow's number type (40 becomes 40.0), JSON and argv, and is the same config at the end."""
-    stage = load_stage(name)
-    section = read_arguments(ROOT / profile, "s3://bucket/lock")[name]
+    run = runs()[name]
+    section = arguments_of(profile)[run.argument]
     program, *words = launched(name, tmp_path, section)
     assert program == "anymal"
     parsed = parse(words)
-    assert read_config(stage, parsed["config"]) == read_config(stage, str(ROOT / profile))
-    for port in stage.inputs:
-        assert parsed[port] == tmp_path / "inputs" / port
-    for port in stage.outputs:
+    assert read_config(run.stage, parsed["config"]) == read_config(run.stage, str(ROOT / profile), run.modality)
+    for port, names in component_ports(run.entry).items():
+        paths = tuple(tmp_path / "inputs" / given for given in names)
+        assert parsed[port] == (paths if run.stage.inputs[port] else paths[0])
+    for port in run.stage.outputs:
         assert parsed[port] == tmp_path / name / port
     declared = json.loads(parsed["executor_input"])["outputs"]
-    assert set(declared["artifacts"]) == set(stage.outputs)
+    assert set(declared["artifacts"]) == set(run.stage.outputs)
     assert Path(declared["outputFile"]).is_relative_to(tmp_path)
 
 
-@each_stage
+@each_component
 def test_component_command_line_runs(name, tmp_path):
     """As a process: the command exists and takes the line; it stops at the first thing that is truly missing, its inputs."""
-    _, *words = launched(name, tmp_path, read_arguments(ROOT / "params.yaml", "s3://bucket/lock")[name])
+    run = next(run for run in runs().values() if run.entry == name)
+    _, *words = launched(run.name, tmp_path, arguments_of("params.yaml")[run.argument])
     done = subprocess.run([sys.executable, "-m", "anymal", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    wanted = ", ".join(f"--{command(port)} {tmp_path / 'inputs' / port}" for port in load_stage(name).inputs)
+    wanted = ", ".join(f"--{command(port)} {tmp_path / 'inputs' / given}" for port, names in component_ports(name).items() for given in names)
     assert done.returncode == 2
-    assert done.stderr == f"anymal: error: {name}: input not found: {wanted}; run the stage that makes it, or correct the path\n"
+    assert done.stderr == f"anymal: error: {run.stage.name}: input not found: {wanted}; run the stage that makes it, or correct the path\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -308,52 +347,106 @@ def _quiet(folder: Path) -> dict[str, str]:
     return os.environ | {"ANYMAL_TRACKING": "off", "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_stages_agree_about_assets_and_model(profile):
-    """What a later stage reads is brought in by ingest, and what is registered answers as it was measured."""
-    document = read_document(ROOT / profile)
-    brought = set(document["ingest"]["assets"])
-    wanted = {document["encode"]["encoder"], document["align"]["llm"], *(source["asset"] for source in document["curate"]["sources"].values())}
-    assert wanted == brought
-    assert {document[name]["modality"] for name in ("encode", "align", "evaluate")} == {"image"}
-    measured, registered = document["evaluate"], document["register"]["inference"]
-    for knob in ("dtype", "quantization", "attention"):
-        assert measured[knob] == registered[knob], knob
+@each_profile
+def test_what_a_stage_reads_is_brought_in_by_ingest(profile):
+    """Every asset that a later section names, and no other; encoders that are trained here are named where they are trained."""
+    document = profile_of(profile)
+    wanted = {source["asset"] for name in document if name.startswith("curate_") for source in document[name]["sources"].values()}
+    wanted |= {section["llm"] for section in document["align"].values()}
+    for section in document["pretrain_encoder"].values():
+        wanted.add(section["text_encoder"] if section["pretrained"] is None else section["pretrained"])
+    for run in runs().values():
+        if run.stage.name != "encode":
+            continue
+        assert run.modality is not None
+        section = document["encode"][run.modality]
+        if run.paths("encoders") == ["data/assets"]:
+            wanted.add(section["encoder"])
+        else:
+            assert run.paths("encoders") == [runs()[f"pretrain_encoder@{run.modality}"].outputs["encoders"]]
+            trained = document["pretrain_encoder"][run.modality]
+            assert section["encoder"] == (trained["pretrained"] or trained["encoder"]), run.name
+            assert trained["pretrained"] is not None or section["kind"] == trained["kind"], run.name
+    named = set(document["ingest"]["assets"])
+    assert wanted <= named
+    assert named - wanted <= {section["text_encoder"] for section in document["pretrain_encoder"].values()}
+
+
+@each_profile
+def test_sections_agree_about_modality_and_model(profile):
+    """All modalities align against one LLM, and what is registered answers as it was measured."""
+    document = profile_of(profile)
+    assert len({section["llm"] for section in document["align"].values()}) == 1
+    inference = document["register"]["inference"]
+    for modality, section in document["evaluate"].items():
+        for knob in ("dtype", "quantization", "attention"):
+            assert section[knob] == inference[knob], f"{modality}.{knob}"
+    for modality, section in document["encode"].items():
+        assert modality_of(section["kind"]) == modality
+    parts = [part["modality"] for part in document["evaluate"]["mixed"]["mixed"]["parts"]]
+    assert parts == [Path(path).name for path in runs()["evaluate_mixed"].paths("features")]
+    for modality in document["align"]:
+        assert modality in document["encode"] and modality in document["evaluate"]
 
 
 def test_demo_assets_are_in_the_lock():
-    assert set(read_document(ROOT / "params.yaml")["ingest"]["assets"]) <= set(read_document(ROOT / "assets.lock.yaml"))
+    assert set(profile_of("params.yaml")["ingest"]["assets"]) <= set(read_document(ROOT / "assets.lock.yaml"))
 
 
 def test_arguments_of_a_run_are_checked_all_at_once(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("  learning_rate: ", "  learnin_rate: ").replace("encode:\n", "enkode:\n")
-    (tmp_path / "params.yaml").write_text(text)
+    from ruamel.yaml import YAML
+
+    document = read_document(ROOT / "params.yaml")
+    document["enkode"] = document.pop("encode")
+    for modality in ("image", "imu"):
+        document["align"][modality]["learnin_rate"] = document["align"][modality].pop("learning_rate")
+    document["align"]["video"]["modality"] = "audio"
+    document["evaluate"]["sound"] = document["evaluate"].pop("audio")
+    document["pretrain_encoder"] = {}
+    profile = tmp_path / "params.yaml"
+    YAML().dump(document, profile)
     with pytest.raises(ConfigError) as caught:
-        read_arguments(tmp_path / "params.yaml", "s3://bucket/lock")
-    problems = str(caught.value).split("\n")
-    assert "align.learnin_rate: unknown knob; did you mean 'learning_rate'?" in problems
-    assert f"{tmp_path / 'params.yaml'}: has no section 'encode'" in problems
-    assert f"{tmp_path / 'params.yaml'}: section 'enkode' belongs to no stage" in problems
-    assert len(problems) == 4
+        read_arguments(profile, "s3://bucket/lock")
+    assert sorted(str(caught.value).split("\n")) == sorted([
+        *(f"align.{modality}.learnin_rate: unknown knob; did you mean 'learning_rate'?" for modality in ("image", "imu")),
+        *(f"align.{modality}.learning_rate: missing; add it to the profile's section 'align.{modality}'" for modality in ("image", "imu")),
+        "align.video.modality = audio: must be video, as the section is called",
+        "evaluate.sound.modality = audio: must be sound, as the section is called",
+        "pretrain_encoder: must hold a section per modality",
+        f"{profile}: has no section 'encode'",
+        f"{profile}: section 'enkode' belongs to no stage",
+    ])
 
 
 def test_two_profiles_name_the_same_knobs():
+    """Per modality; the names of sources are data, and so is what an open mapping holds."""
+
     def keys(tree: Any) -> Any:
-        return {name: keys(child) for name, child in tree.items()} if isinstance(tree, dict) else None
+        if not isinstance(tree, dict):
+            return None
+        return {name: None if name in OPEN else keys(child) for name, child in tree.items()}
 
-    demo, production = (read_document(ROOT / profile) for profile in PROFILES)
-    # The names of sources are data, not knobs; what is said of each source is the same everywhere.
-    for document in (demo, production):
-        document["ingest"]["sources"] = None
-        document["curate"]["sources"] = next(keys(source) for source in document["curate"]["sources"].values())
-    assert keys(demo) == keys(production)
+    def every(section: dict[str, Any]) -> dict[str, Any]:
+        if not section.get("sources"):
+            return section
+        first, *others = [keys(source) for source in section["sources"].values()]
+        assert all(other == first for other in others)
+        return section | {"sources": {"NAME": first}}
+
+    demo, production = ({name: keys(every(section)) for name, section in sections(profile).items()} for profile in PROFILES)
+    assert set(demo) == set(production)
+    for name, section in demo.items():
+        if not section.get("sources", True) or not production[name].get("sources", True):  # with no source there is nothing to compare
+            section["sources"] = production[name]["sources"]
+        assert section == production[name], name
 
 
-def test_stage_type_is_what_the_parser_uses():
-    """Required inputs are required options, optional ones are not."""
-    for name in stage_names():
-        stage: Stage = load_stage(name)
-        subcommand = cli.get_command(click.Context(cli), command(name))
-        assert subcommand is not None
-        required = {option.name: option.required for option in subcommand.params}
-        assert required == {"config": True, "executor_input": False} | stage.inputs | dict.fromkeys(stage.outputs, True)
+@each_stage
+def test_stage_type_is_what_the_parser_uses(name):
+    """All ports are required; those that take several paths may be repeated."""
+    stage = load_stage(name)
+    subcommand = cli.get_command(click.Context(cli), command(name))
+    assert subcommand is not None
+    options = {option.name: (option.required, getattr(option, "multiple", False)) for option in subcommand.params}
+    expected = {"config": (True, False), "executor_input": (False, False)} | ({"modality": (False, False)} if stage.per_modality else {})
+    assert options == expected | {port: (True, several) for port, several in stage.inputs.items()} | dict.fromkeys(stage.outputs, (True, False))

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from anymal.stage import load_stage, read_document, stage_names
-from tests.test_contract import dvc_ports
+from anymal.stage import read_document
+from tests.graph import ROOT, runs
 
-ROOT = Path(__file__).parent.parent
 PYTHON = Path(sys.executable)
 S3_SECONDS = 60
 
@@ -42,16 +42,15 @@ def write_output(path: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with these sources in which all stages are recorded as done."""
+    """A repository with these sources in which all runs are recorded as done."""
     folder = tmp_path_factory.mktemp("repository")
     for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml", "assets.lock.yaml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "anymal", folder / "anymal")
-    for stage in stage_names():
-        ports = dvc_ports(stage)
-        for port in load_stage(stage).outputs:
-            write_output(folder / ports[port], '{"loss": 1.0}')
+    for stage in runs().values():
+        for path in stage.written:
+            write_output(folder / path, '{"loss": 1.0}')
     for picture in read_document(ROOT / "dvc.yaml")["plots"]:
         (folder / picture).write_bytes(b"\x89PNG\r\n\x1a\n")
     run(folder, "git", "init", "--quiet")
@@ -67,59 +66,71 @@ def repository(finished: Path, tmp_path: Path) -> Path:
 
 
 def changed(folder: Path) -> dict[str, str]:
-    """Stage -> what DVC says has changed about it."""
-    parts = re.split(r"^(\w+):\n", run(folder, "dvc", "status"), flags=re.MULTILINE)
+    """Run -> what DVC says has changed about it."""
+    parts = re.split(r"^([\w@]+):\n", run(folder, "dvc", "status"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_git_holds_results_and_the_lock_but_no_data(finished):
     tracked = set(run(finished, "git", "ls-files").split())
-    assert {"dvc.lock", "dvc.yaml", ".dvc/config", "results/align.json", "results/evaluate.json", "results/curate.json"} <= tracked
+    assert {"dvc.lock", "dvc.yaml", ".dvc/config", "results/align/audio.json", "results/evaluate.json",
+            "results/curate/image.json"} <= tracked
     assert not {name for name in tracked if name.startswith(("data/", "models/", "reports/", ".dvc/cache"))}
     assert run(finished, "dvc", "config", "core.analytics").strip() == "false"
 
 
 def test_second_run_runs_nothing(repository):
     output = run(repository, "dvc", "repro")
-    assert output.count("didn't change, skipping") == len(stage_names())
+    assert output.count("didn't change, skipping") == len(runs())
     assert "Data and pipelines are up to date." in output
     assert run(repository, "git", "status", "--porcelain") == ""
 
 
-def test_an_align_knob_touches_align_and_what_follows(repository):
+def test_an_align_knob_of_a_modality_touches_that_branch_only(repository):
     profile = repository / "params.yaml"
-    text = profile.read_text()
-    steps = read_document(profile)["align"]["steps"]
-    profile.write_text(re.sub(rf"(?m)^  steps: {steps}$", f"  steps: {steps + 1}", text))
-    assert set(changed(repository)) == {"align"}
-    assert "align.steps" in run(repository, "dvc", "params", "diff")
-    # What align would write anew decides about the stages after it.
-    write_output(repository / dvc_ports("align")["checkpoint"], "other weights")
+    yaml = YAML()
+    params = yaml.load(profile)
+    params["align"]["audio"]["steps"] += 1
+    yaml.dump(params, profile)
+    assert set(changed(repository)) == {"align@audio"}
+    assert "align.audio.steps" in run(repository, "dvc", "params", "diff")
+    # What align would write anew decides about the runs after it.
+    write_output(repository / runs()["align@audio"].outputs["checkpoint"], "other weights")
     after = changed(repository)
-    assert set(after) == {"align", "evaluate", "register"}
-    assert "models/image" in after["evaluate"]
-    assert "models/image" in after["register"]
+    assert set(after) == {"align@audio", "evaluate@audio", "register"}
+    assert "models/checkpoints/audio" in after["evaluate@audio"]
+    assert "models/checkpoints/audio" in after["register"]
+    write_output(repository / runs()["evaluate@audio"].outputs["predictions"], "other answers")
+    assert set(changed(repository)) == {"align@audio", "evaluate@audio", "score", "register"}
 
 
-def test_code_of_one_stage_touches_that_stage_only(repository):
-    with (repository / "anymal/curation/rules.py").open("a") as stream:
+@pytest.mark.parametrize(("file", "touched"), [
+    ("anymal/curation/parser.py", {"curate_image"}),
+    ("anymal/curation/motions.py", {"curate_imu"}),
+    ("anymal/evaluation/report.html", {"score"}),
+    ("anymal/training/contrastive.py", {"pretrain_encoder@audio", "pretrain_encoder@imu"}),
+    ("anymal/model/encoders/video.py", {"encode@video", "evaluate@video"}),
+    ("anymal/model/encoders/imu.py", {"pretrain_encoder@imu", "encode@imu", "evaluate@imu", "evaluate_mixed"}),
+])  # fmt: skip
+def test_code_touches_the_runs_that_use_it_only(repository, file, touched):
+    with (repository / file).open("a") as stream:
         stream.write("# changed\n")
-    assert set(changed(repository)) == {"curate"}
+    assert set(changed(repository)) == touched
 
 
 def test_caches_and_partial_work_touch_nothing(repository):
-    for name in ("anymal/training/__pycache__/x.pyc", "data/.features.partial/x", "models/.image.state"):
+    for name in ("anymal/training/__pycache__/x.pyc", "data/features/.image.partial/x", "models/checkpoints/.image.state"):
         (repository / name).parent.mkdir(exist_ok=True, parents=True)
         (repository / name).write_text("x")
     assert changed(repository) == {}
 
 
 def test_metrics_and_plots_are_shown(repository):
-    (repository / "results/align.json").write_text('{"loss": 0.5}')
-    assert re.search(r"results/align.json +loss +1.0 +0.5 +-0.5", run(repository, "dvc", "metrics", "diff"))
+    (repository / "results/align/audio.json").write_text('{"loss": 0.5}')
+    assert re.search(r"results/align/audio.json +loss +1.0 +0.5 +-0.5", run(repository, "dvc", "metrics", "diff"))
     run(repository, "dvc", "plots", "diff", "--out", "shown", "HEAD")
     pictures = {path.name for path in (repository / "shown" / "static").iterdir()}
-    assert {"workspace_reports_align_loss.png", "workspace_reports_align_grounding.png"} <= pictures
+    assert {"workspace_reports_align_audio_loss.png", "workspace_reports_align_imu_grounding.png"} <= pictures
 
 
 def free_ports(count: int) -> list[int]:

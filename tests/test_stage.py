@@ -9,6 +9,7 @@ import textwrap
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, model_validator
@@ -17,14 +18,18 @@ from anymal.errors import AnymalError, ConfigError, DataError
 from anymal.stage import (
     Config,
     In,
+    Ins,
     Out,
     Stage,
     flatten,
+    label,
     load_stage,
+    per_modality,
     read_config,
     read_document,
     resumable,
     run_stage,
+    section_problems,
     validate,
     with_nulls,
     without_nulls,
@@ -79,17 +84,27 @@ def names(folder: Path) -> list[str]:
 
 
 def test_ports_are_read_from_the_signature(install):
-    def toy(config: ToyConfig, *, source: In, extra: In | None = None, model: Out) -> None:
+    def toy(config: ToyConfig, *, source: In, extras: Ins, model: Out) -> None:
         """First line."""
 
     stage = install(toy)
-    assert (stage.inputs, stage.outputs, stage.resumable, stage.summary) == ({"source": True, "extra": False}, ("model",), False, "First line.")
+    assert (stage.inputs, stage.outputs, stage.summary) == ({"source": False, "extras": True}, ("model",), "First line.")
+    assert (stage.resumable, stage.per_modality) == (False, False)
+    assert install(per_modality(resumable(toy))).per_modality
+    assert load_stage("toy").resumable
 
 
 def test_port_without_direction_is_refused(install):
     def toy(config: ToyConfig, *, source: Path) -> None: ...
 
-    with pytest.raises(TypeError, match="port source must be annotated In or Out"):
+    with pytest.raises(TypeError, match="port source must be annotated In, Ins or Out"):
+        install(toy)
+
+
+def test_optional_port_is_refused(install):
+    def toy(config: ToyConfig, *, source: In | None = None) -> None: ...
+
+    with pytest.raises(TypeError, match="port source must be annotated In, Ins or Out"):
         install(toy)
 
 
@@ -170,6 +185,106 @@ def test_partial_work_of_other_knobs_or_inputs_is_dropped(install, ports, change
         (ports["source"] / "a.txt").write_text("two")
     run_stage(stage, ToyConfig(**VALID | ({"learning_rate": 0.5} if change == "knob" else {})), ports)
     assert steps == [0, 1, -1, 0, 1, 2, 3]
+
+
+def join(config: ToyConfig, *, parts: Ins, model: Out) -> None:
+    """Join the parts in the order given."""
+    model.write_text("".join((part / "a.txt").read_text() for part in parts))
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> dict[str, Any]:
+    """Two inputs of one port, and an output."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    return {"parts": (tmp_path / "one", tmp_path / "two"), "model": tmp_path / "model.txt"}
+
+
+def test_a_port_of_several_paths_gets_them_in_order(install, several):
+    stage = install(join)
+    run_stage(stage, ToyConfig(**VALID), several)
+    assert several["model"].read_text() == "onetwo"
+    run_stage(stage, ToyConfig(**VALID), several | {"parts": several["parts"][::-1]})
+    assert several["model"].read_text() == "twoone"
+
+
+def test_the_command_line_repeats_the_option_of_such_a_port(install, several, tmp_path):
+    from anymal.__main__ import _stage_command
+
+    install(join)
+    words = [word for part in several["parts"] for word in ("--parts", str(part))]
+    _stage_command("toy").main(["--config", json.dumps(VALID), *words, "--model", str(several["model"])], standalone_mode=False)
+    assert several["model"].read_text() == "onetwo"
+
+
+def test_each_of_several_inputs_is_checked(install, several, tmp_path):
+    with pytest.raises(DataError, match=r"toy: input not found: --parts .*nowhere; run the stage that makes it"):
+        run_stage(install(join), ToyConfig(**VALID), several | {"parts": (several["parts"][0], tmp_path / "nowhere")})
+    with pytest.raises(ConfigError, match=r"--model .*two: would replace parts"):
+        run_stage(install(join), ToyConfig(**VALID), several | {"model": several["parts"][1]})
+    assert (several["parts"][1] / "a.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize("change", ["second", "order", "number"])
+def test_partial_work_of_other_several_inputs_is_dropped(install, several, change):
+    started: list[bool] = []
+
+    @resumable
+    def toy(config: ToyConfig, *, parts: Ins, model: Out) -> None:
+        started.append(model.exists())
+        model.mkdir(exist_ok=True)
+        if len(started) < 2:
+            raise AnymalError("stopped")
+
+    stage = install(toy)
+    with pytest.raises(AnymalError, match="stopped"):
+        run_stage(stage, ToyConfig(**VALID), several)
+    first, second = several["parts"]
+    if change == "second":
+        (second / "a.txt").write_text("other")
+    parts = {"second": (first, second), "order": (second, first), "number": (first,)}[change]
+    run_stage(stage, ToyConfig(**VALID), several | {"parts": parts})
+    assert started == [False, False]
+
+
+class SenseConfig(ToyConfig):
+    modality: str
+
+
+def sense_stage(install) -> Stage:
+    @per_modality
+    def toy(config: SenseConfig, *, source: In, model: Out) -> None: ...
+
+    return install(toy)
+
+
+def test_a_section_per_modality_is_read(install, tmp_path):
+    stage, profile = sense_stage(install), tmp_path / "params.yaml"
+    profile.write_text(json.dumps({"toy": {name: VALID | {"modality": name, "steps": steps} for name, steps in (("audio", 1), ("imu", 2))}}))
+    config = read_config(stage, str(profile), "imu")
+    assert (config.modality, config.steps, label(stage, config)) == ("imu", 2, "toy.imu")
+    assert read_config(stage, json.dumps(VALID | {"modality": "audio"})).modality == "audio"
+    assert label(install(copy), ToyConfig(**VALID)) == "toy"
+    with pytest.raises(ConfigError, match=r"^toy: runs once per modality; add --modality with one of audio, imu$"):
+        read_config(stage, str(profile))
+    with pytest.raises(ConfigError, match=r"--modality smell: .*params.yaml has no section 'toy.smell'; 'toy' has audio, imu$"):
+        read_config(stage, str(profile), "smell")
+    profile.write_text("toy: 3\n")
+    with pytest.raises(ConfigError, match=r"has no section 'toy.imu'; 'toy' has none"):
+        read_config(stage, str(profile), "imu")
+
+
+def test_a_section_says_the_modality_that_it_is_called_by(install):
+    sections = {"audio": VALID | {"modality": "imu"}, "imu": VALID | {"modality": "imu", "steps": 0}, "video": VALID | {"modality": "video"}}
+    assert section_problems(sense_stage(install), sections) == [
+        "toy.audio.modality = imu: must be audio, as the section is called",
+        "toy.imu.steps = 0: Input should be greater than 0",
+    ]
+    for nothing in ({}, None, 3):
+        assert section_problems(sense_stage(install), nothing) == ["toy: must hold a section per modality"]
+    assert section_problems(install(copy), VALID) == []
+    assert section_problems(install(copy), VALID | {"steps": 0}) == ["toy.steps = 0: Input should be greater than 0"]
 
 
 def executor_input(folder: Path) -> dict:
@@ -257,7 +372,7 @@ FULL_DISK = """
         model.mkdir()
         save_file({"w": np.zeros(2**20, dtype=np.float32)}, model / "w.safetensors")
 
-    stage = Stage("toy", {"plain": plain, "rust": rust}[sys.argv[1]], Config, {"source": True}, ("model",), False)
+    stage = Stage("toy", {"plain": plain, "rust": rust}[sys.argv[1]], Config, {"source": False}, ("model",), resumable=False, per_modality=False)
     try:
         run_stage(stage, Config(seed=0), {"source": Path(sys.argv[2]), "model": Path("disk/model")})
     except AnymalError as error:

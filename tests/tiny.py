@@ -110,7 +110,7 @@ def make_checkpoint(folder: Path, modality: str, *, seed: int = 0, trained_encod
     encoder = encoder or {"asset": "tiny-encoder", "kind": "efficientnet_lite", "settings": {}, "tokens": 49, "dim": 1280}
     arguments: dict[str, Any] = {"media_dim": encoder["dim"], "media_tokens": encoder["tokens"], "dim": 32, "tokens": tokens, "output_scale": 0.5}
     if not linear:
-        arguments |= {"layers": 1, "heads": 4, "pooled_latents": True, "media_positions": True, "media_frames": frames}
+        arguments |= {"layers": 1, "heads": 4, "pooled_latents": True, "layout_rank": 2, "media_positions": True, "media_frames": frames}
     torch.manual_seed(seed)
     kind = "linear" if linear else "resampler"
     projector = build_projector(kind, arguments)
@@ -214,8 +214,8 @@ def make_features(folder: Path, counts: dict[str, int], *, modality: str = "imag
 
 ALIGN = {
     "seed": 3, "modality": "image", "llm": "tiny-llm", "dtype": "float32", "quantization": "none", "attention": "eager", "projector": "resampler",
-    "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "media_positions": True, "introduction": INTRODUCTIONS["image"], **TEMPLATES,
-    "target_captions": None, "answer_forms": {}, "question_share": 0.25,
+    "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "layout_rank": 2, "media_positions": True,
+    "introduction": INTRODUCTIONS["image"], **TEMPLATES, "target_captions": None, "question_kinds": None, "answer_forms": {}, "question_share": 0.25,
     "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003,
     "batch_size": 4, "micro_batch_size": 4, "steps": 24, "learning_rate": 0.01,
     "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 12, "checkpoint_every": 5,

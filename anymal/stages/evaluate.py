@@ -56,8 +56,8 @@ class EvaluateConfig(Config):
 
     modality: Annotated[str, AfterValidator(_known)]
     """A modality, or "mixed"."""
-    tasks: list[Literal["caption", "vqa", "qa"]] = Field(min_length=1)
-    """`vqa` are questions about images, `qa` those about anything else."""
+    tasks: list[Literal["caption", "vqa", "qa"]]
+    """`vqa` are questions about images, `qa` those about anything else; none where the data has neither."""
     dtype: Literal["bfloat16", "float16", "float32"]
     """Of the LLM; it may be another than in training (paper section 3.1)."""
     quantization: Literal["none", "nf4", "int8"]

@@ -18,6 +18,7 @@ def test_rows_come_back_across_shards(tmp_path):
     assert torch.equal(picked[1], store.features([0])[0])
     assert len(FeatureStore(folder)) == 22
     assert store.blank().shape == (5, 16)
+    assert (store.info["modality"], store.info["frames"]) == ("image", 1)
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
@@ -40,3 +41,15 @@ def test_a_missing_shard_split_or_index_is_named(tmp_path):
         FeatureStore(folder)
     with pytest.raises(DataError, match=r"features.json"):
         FeatureStore(tmp_path)
+
+
+def test_the_index_says_modality_and_frames(tmp_path):
+    store = FeatureStore(make_features(tmp_path / "f", {"train": 3}, modality="video", tokens=6, frames=3), "train")
+    assert (store.info["modality"], store.info["frames"], store.tokens) == ("video", 3, 6)
+
+
+def test_a_shard_of_another_shape_than_the_index_says_is_refused(tmp_path):
+    folder = make_features(tmp_path / "f", {"train": 3})
+    write_feature_shard(folder / "train-00000.safetensors", np.zeros((3, 4, 16), dtype=np.float32), [{}] * 3)
+    with pytest.raises(DataError, match=r"features of shape \[3, 4, 16\], features.json says \[3, 5, 16\]; run encode again"):
+        FeatureStore(folder)

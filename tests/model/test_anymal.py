@@ -17,7 +17,7 @@ from tests.tiny import make_llm
 ROOT = Path(__file__).parent.parent.parent
 TOKENS, DIM = 6, 16
 RESAMPLER = {"media_dim": DIM, "media_tokens": TOKENS, "dim": 32, "tokens": 3, "layers": 2, "heads": 4, "pooled_latents": True,
-             "media_positions": True, "media_frames": 1, "output_scale": 0.5}
+             "layout_rank": 0, "media_positions": True, "media_frames": 1, "output_scale": 0.5}
 LINEAR = {"media_dim": DIM, "media_tokens": TOKENS, "dim": 32, "tokens": 2, "output_scale": 0.5}
 PROJECTORS = {"image": ("resampler", RESAMPLER), "video": ("resampler", {**RESAMPLER, "media_frames": 2, "tokens": 4}),
               "audio": ("linear", LINEAR), "imu": ("linear", LINEAR)}
@@ -180,6 +180,8 @@ def test_the_resampler_sees_positions_only_when_told():
     assert with_positions(media).shape == (1, 3, 32)
     assert not torch.allclose(with_positions(media), with_positions(turned), atol=1e-5)
     assert torch.allclose(without(media), without(turned), atol=1e-6)
+    layout = PerceiverResampler(**{**RESAMPLER, "media_positions": False, "layout_rank": 2})
+    assert not torch.allclose(layout(media), layout(turned), atol=1e-4)
 
 
 def test_the_resampler_sees_the_order_of_frames():

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from anymal.data.features import FeatureStore
-from anymal.errors import AnymalError, DataError
+from anymal.errors import AnymalError, ConfigError, DataError
 from anymal.model.anymal import AnyMAL, load_anymal, read_checkpoint
 from anymal.model.llm import load_llm
 from anymal.model.prompt import Medium, Prompt, Template
 from anymal.stages.align import AlignConfig, align
 from anymal.training.data import CaptionData
-from tests.tiny import ALIGN, make_assets, make_features
+from tests.tiny import ALIGN, ARCHITECTURES, make_assets, make_features, make_trained_encoder
 
 OUTPUTS = ("checkpoint", "plots", "metrics")
 
@@ -50,7 +50,7 @@ def test_the_projector_learns_to_read_its_input(finished):
 def test_the_checkpoint_loads_and_tells_colours_apart(finished, inputs):
     model = load_anymal(inputs["assets"], [finished["checkpoint"]], dtype="float32")
     store = FeatureStore(inputs["features"], "test")
-    prompts = [Prompt(model.templates["caption"].messages(), [Medium("image", store.features([i])[0])]) for i in range(3)]
+    prompts = [Prompt(model.templates["image"]["caption"].messages(["image"]), [Medium("image", store.features([i])[0])]) for i in range(3)]
     right = model.score(prompts, [store.meta(i)["captions"][0] for i in range(3)], batch_size=3)
     wrong = model.score(prompts, [store.meta((i + 1) % 3)["captions"][0] for i in range(3)], batch_size=3)
     assert sum(t for t, _ in right) < sum(t for t, _ in wrong)
@@ -103,10 +103,11 @@ def test_a_batch_depends_on_seed_and_step_only(inputs):
 
     llm, tokenizer = load_llm(inputs["assets"] / "tiny-llm", dtype="float32", quantization="none", attention="eager")
     templates = {"caption": Template(None, "describe : <image>"), "question": Template(None, "<image> {question}")}
-    model = AnyMAL(llm, tokenizer, {"image": torch.nn.Identity()}, templates=templates, metadata={}, encoder_folders={})
+    model = AnyMAL(llm, tokenizer, {"image": torch.nn.Identity()}, templates={"image": templates}, metadata={}, encoder_folders={})
 
     def batches(seed, steps):
-        data = CaptionData(model, store, "image", batch_size=4, question_share=0.5, seed=seed)
+        data = CaptionData(model, store, "image", batch_size=4, question_share=0.5, target_captions=None, answer_forms={}, question_kinds=None,
+                           seed=seed)
         return [(b.targets, [float(p.media[0].features.sum()) for p in b.prompts]) for b in map(data.batch, steps)]
 
     assert batches(1, range(30))[17:] == batches(1, range(17, 30))
@@ -153,3 +154,31 @@ def test_weights_are_finite(finished):
     from safetensors.torch import load_file
 
     assert all(torch.isfinite(t).all() for t in load_file(finished["checkpoint"] / "projector.safetensors").values())
+
+
+def test_features_of_another_modality_are_refused(tmp_path, inputs):
+    with pytest.raises(ConfigError, match=r"align.modality = audio: .* holds features of image; give the right ones"):
+        run(tmp_path / "x", inputs, modality="audio")
+
+
+def test_another_modality_with_a_linear_projector_and_its_own_encoder(tmp_path, inputs):
+    """The trained encoder's files go from the features into the checkpoint, and the frames into the resampler's arguments."""
+    kind, _ = ARCHITECTURES["audio"]
+    about = {"asset": None, "sha256": "0" * 64, "kind": kind, "settings": {}}
+    features = make_features(tmp_path / "features", {"train": 12, "val": 6}, modality="audio", encoder=about)
+    make_trained_encoder(features / "encoder", "audio")
+    ports = run(tmp_path / "x", inputs | {"features": features}, modality="audio", projector="linear", steps=4, target_captions=1)
+    described = read_checkpoint(ports["checkpoint"])
+    assert described["projector"] == {"kind": "linear", "arguments": {"media_dim": 16, "media_tokens": 5, "dim": 32, "tokens": 3,
+                                                                      "output_scale": described["projector"]["arguments"]["output_scale"]}}
+    assert described["encoder"] == about | {"tokens": 5, "dim": 16}
+    assert described["introduction"] == ALIGN["introduction"]
+    assert (ports["checkpoint"] / "encoder" / "encoder.safetensors").is_file()
+    with pytest.raises(ConfigError, match="at most the encoder's 5 tokens"):
+        run(tmp_path / "y", inputs | {"features": features}, modality="audio", projector="linear", tokens=6)
+
+
+def test_the_frames_of_the_features_reach_the_resampler(tmp_path, inputs):
+    features = make_features(tmp_path / "features", {"train": 12, "val": 6}, modality="video", tokens=6, frames=3)
+    ports = run(tmp_path / "x", inputs | {"features": features}, modality="video", steps=2)
+    assert read_checkpoint(ports["checkpoint"])["projector"]["arguments"]["media_frames"] == 3

@@ -8,12 +8,16 @@ from PIL import Image
 from anymal.data.encoding import encode_shards
 from anymal.data.features import FeatureStore
 from anymal.data.manifest import verify_manifest, write_manifest
-from anymal.data.shards import ShardWriter
+from anymal.data.shards import Sample, ShardWriter
 from anymal.errors import ConfigError, DataError
-from anymal.model.encoders import MAX_PIXELS, EfficientNetLite, HuggingFaceVision, load_encoder, open_image
-from tests.tiny import make_encoder, make_shards, picture, sample
+from anymal.media.image import MAX_PIXELS, open_image
+from anymal.model.encoders import load_encoder
+from anymal.model.encoders.image import EfficientNetLite, HuggingFaceVision
+from anymal.stage import fingerprint
+from anymal.stages.encode import EncodeConfig, encode
+from tests.tiny import ARCHITECTURES, MEDIA, VIDEO_ENCODER, make_encoder, make_shards, make_trained_encoder, picture, sample
 
-ABOUT = {"modality": "image", "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "layer": None}}
+ABOUT = {"modality": "image", "encoder": {"asset": "tiny-encoder", "kind": "efficientnet_lite", "settings": {}}}
 
 
 class CountingEncoder:
@@ -24,8 +28,11 @@ class CountingEncoder:
     def __init__(self):
         self.seen = 0
 
-    def preprocess(self, image):
-        return np.asarray(image.resize((2, 2)), dtype=np.float32).transpose(2, 0, 1) / 255
+    def read(self, source, name):
+        return np.asarray(open_image(source, name).resize((2, 2)), dtype=np.float32).transpose(2, 0, 1) / 255
+
+    def blank(self):
+        return np.full((3, 2, 2), 0.5, dtype=np.float32)
 
     def forward(self, batch):
         self.seen += len(batch)
@@ -47,6 +54,7 @@ def test_every_sample_is_encoded_once_in_order(tmp_path):
         assert store.meta(row)["key"] == f"train-{row:04d}"
         expected = {"red": [1, 0, 0], "green": [0, 128 / 255, 0], "blue": [0, 0, 1]}[("red", "green", "blue")[row % 3]]
         assert store.features([row])[0, 0].tolist() == pytest.approx(expected, abs=1e-3)
+    assert store.blank().tolist() == [[0.5, 0.5, 0.5]]
     verify_manifest(tmp_path / "f")
 
 
@@ -128,7 +136,7 @@ def test_the_fast_encoder_gives_what_the_plain_network_gives(encoder_folder):
     plain = EfficientNet.from_name("efficientnet-lite0")
     plain.load_state_dict(load_file(encoder_folder / "model.safetensors"))
     plain.eval()
-    fast = EfficientNetLite(encoder_folder, None)
+    fast = EfficientNetLite(encoder_folder)
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(fast.preprocess(Image.fromarray(rng.integers(0, 255, (300, 200, 3), dtype=np.uint8))))[None]
     with torch.inference_mode():
@@ -161,16 +169,20 @@ def test_any_hugging_face_vision_tower_encodes(tmp_path, family):
     pixels = torch.from_numpy(encoder.preprocess(Image.new("RGB", (50, 40), "red")))[None]
     out = encoder.forward(pixels)
     assert out.shape == (1, tokens, 32) == (1, encoder.tokens, encoder.dim)
-    assert not torch.equal(out, HuggingFaceVision(tmp_path, None).forward(pixels))
-    with pytest.raises(ConfigError, match="encoder layer = 9"):
+    assert not torch.equal(out, HuggingFaceVision(tmp_path).forward(pixels))
+    with pytest.raises(ConfigError, match=r"encoder settings.layer = 9"):
         HuggingFaceVision(tmp_path, 9)
 
 
-def test_unknown_kinds_and_missing_assets_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="encoder kind = vgg"):
-        load_encoder("vgg", tmp_path, None)
-    with pytest.raises(DataError, match="no such asset"):
-        load_encoder("hf_vision", tmp_path / "none", None)
+def test_unknown_kinds_settings_and_missing_folders_are_named(tmp_path, encoder_folder):
+    with pytest.raises(ConfigError, match="encoder kind = vgg: unknown"):
+        load_encoder("vgg", tmp_path, {})
+    with pytest.raises(DataError, match=r"no such encoder; name it in ingest.assets"):
+        load_encoder("hf_vision", tmp_path / "none", {})
+    with pytest.raises(ConfigError, match=r"encoder settings.layer = 2: efficientnet_lite has no such setting; it has none"):
+        load_encoder("efficientnet_lite", encoder_folder, {"layer": 2})
+    with pytest.raises(ConfigError, match=r"encoder settings of video_frames: missing .* it has image_kind, frames, grid"):
+        load_encoder("video_frames", encoder_folder, {"frames": 2})
 
 
 def test_the_index_names_the_encoder(tmp_path):
@@ -178,3 +190,58 @@ def test_the_index_names_the_encoder(tmp_path):
     index = json.loads((tmp_path / "f" / "features.json").read_text())
     assert index["encoder"] == ABOUT["encoder"]
     assert index["shards"] == [{"name": "test-00000", "count": 2}]
+
+
+def media_shards(folder, modality, count=3):
+    """Shards of one medium, again and again."""
+    name, content = MEDIA[modality]
+    with ShardWriter(folder, "train", 8) as writer:
+        for index in range(count):
+            writer.write(Sample(f"k{index}", name.rpartition(".")[2], content(), sample("k", "train").meta))
+    write_manifest(folder)
+    return folder
+
+
+def knobs(modality, kind, encoder="tiny-encoder", **settings):
+    return EncodeConfig(seed=0, modality=modality, encoder=encoder, kind=kind, settings=settings, batch_size=2, workers=1)
+
+
+@pytest.mark.parametrize("modality", ["audio", "imu"])
+def test_a_trained_encoder_goes_with_its_features(tmp_path, modality):
+    make_trained_encoder(tmp_path / "encoders" / "own", modality)
+    kind, architecture = ARCHITECTURES[modality]
+    features = tmp_path / "f"
+    encode(knobs(modality, kind, "own"), shards=media_shards(tmp_path / "s", modality), encoders=tmp_path / "encoders", features=features)
+    store = FeatureStore(features, "train")
+    assert (store.tokens, store.dim, store.info["frames"]) == (architecture["tokens"], architecture["dim"], 1)
+    assert store.info["encoder"] == {"asset": None, "sha256": fingerprint(tmp_path / "encoders" / "own"), "kind": kind, "settings": {}}
+    loaded = load_encoder(kind, features / "encoder", {})
+    again = loaded.forward(torch.from_numpy(loaded.blank())[None])[0].half()
+    assert torch.equal(again, store.blank())
+    assert not torch.equal(store.features([0])[0], store.blank())
+
+
+def test_frames_of_a_video_are_counted(tmp_path, encoder_folder):
+    shards = media_shards(tmp_path / "s", "video", 2)
+    encode(knobs("video", "video_frames", **VIDEO_ENCODER["settings"]), shards=shards, encoders=encoder_folder.parent, features=tmp_path / "f")
+    store = FeatureStore(tmp_path / "f", "train")
+    assert (store.tokens, store.dim, store.info["frames"]) == (8, 1280, 2)
+    assert store.info["encoder"]["asset"] == "tiny-encoder"
+    assert not (tmp_path / "f" / "encoder").exists()
+
+
+def test_a_kind_of_another_modality_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"encode.kind = log_mel: reads audio, but encode.modality = imu"):
+        encode(knobs("imu", "log_mel"), shards=tmp_path, encoders=tmp_path, features=tmp_path / "f")
+
+
+@pytest.mark.parametrize("modality", ["audio", "video", "imu"])
+def test_a_damaged_medium_is_named(tmp_path, modality, encoder_folder):
+    kind, settings = ("video_frames", VIDEO_ENCODER["settings"]) if modality == "video" else (ARCHITECTURES[modality][0], {})
+    encoders = encoder_folder.parent if modality == "video" else make_trained_encoder(tmp_path / "encoders" / "tiny-encoder", modality).parent
+    name, _ = MEDIA[modality]
+    with ShardWriter(tmp_path / "s", "train", 8) as writer:
+        writer.write(Sample("broken", name.rpartition(".")[2], b"not a medium", sample("k", "train").meta))
+    write_manifest(tmp_path / "s")
+    with pytest.raises(DataError, match=r"train-00000.tar: broken\."):
+        encode(knobs(modality, kind, **settings), shards=tmp_path / "s", encoders=encoders, features=tmp_path / "f")

@@ -76,7 +76,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     import pandas as pd
 
     answers = model.predict(pd.DataFrame(rows))
-    requests = [Request("what colour ?", {"image": [Path("red.png")]}), Request(None, {"image": [Path("red.png")]})]
+    requests = [Request("what colour ?", [("image", Path("red.png"))]), Request(None, [("image", Path("red.png"))])]
     assert answers == answer(load_bundle(Path("models/bundle")), requests, max_new_tokens=5, batch_size=2)
     assert model.predict(pd.DataFrame(rows[:1]), params={"max_new_tokens": 1}) == answer(
         load_bundle(Path("models/bundle")), requests[:1], max_new_tokens=1, batch_size=1)

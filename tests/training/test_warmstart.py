@@ -8,8 +8,8 @@ from anymal.model.projectors import build_projector
 from anymal.training.warmstart import warm_start
 from tests.tiny import make_features, make_llm
 
-ARGUMENTS = {"media_dim": 16, "media_tokens": 5, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "pooled_latents": True,
-             "media_positions": True, "output_scale": 0.1}
+ARGUMENTS = {"media_dim": 16, "media_tokens": 5, "dim": 32, "tokens": 3, "layers": 1, "heads": 4, "pooled_latents": True, "layout_rank": 0,
+             "media_positions": True, "media_frames": 1, "output_scale": 0.1}
 
 
 @pytest.fixture(scope="module")
