@@ -63,19 +63,19 @@ def test_the_order_of_frames_matters_only_with_their_times():
     assert torch.allclose(timed(features), timed(swap_frames(features)), atol=1e-5)
 
 
-def test_pooled_latents_start_from_the_mean_and_learn_where_to_look():
-    features = media()
-    projector = resampler(media_positions=False)
-    plain = resampler(media_positions=False, pooled_latents=False)
-    assert plain.pooling is None
+def only_the_latents(**arguments):
+    """A resampler whose attention and feed-forward add nothing."""
+    projector = resampler(media_positions=False, **arguments)
     with torch.no_grad():
-        for module in (*projector.attention, *projector.feed_forward):
-            for weight in module.parameters():
-                weight.zero_()  # only the pooled latents are left
-    assert torch.allclose(projector(features), projector(features[:, torch.randperm(8)]), atol=1e-5)  # at first a plain mean
-    assert not torch.allclose(projector(features), projector(media(seed=1)), atol=1e-3)
-    with torch.no_grad():
-        projector.pooling[:, 0] = 1.0
-    assert not torch.allclose(projector(features), projector(features.flip(1)), atol=1e-3)
-    projector(features).square().sum().backward()
-    assert projector.pooling.grad.abs().sum() > 0
+        for weight in (*projector.attention.parameters(), *projector.feed_forward.parameters()):
+            weight.zero_()
+    return projector
+
+
+def test_pooled_latents_carry_the_mean_and_the_layout_carries_places():
+    features, other = media(), media(seed=1)
+    bare, pooled, layout = only_the_latents(pooled_latents=False), only_the_latents(), only_the_latents(pooled_latents=False, layout_rank=2)
+    assert torch.equal(bare(features), bare(other))
+    assert not torch.allclose(pooled(features), pooled(other), atol=1e-3)
+    assert torch.allclose(pooled(features), pooled(features.flip(1)), atol=1e-5)
+    assert not torch.allclose(layout(features), layout(features.flip(1)), atol=1e-3)
