@@ -24,7 +24,8 @@ from anymal.model.bundle import CARD, bundle_sha256, read_bundle
 
 SCHEME = "models:/"
 SHA_TAG = "bundle_sha256"
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "pillow", "numpy", "pydantic", "filelock", "efficientnet-lite-pytorch")
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "pillow", "numpy", "pydantic", "filelock", "efficientnet-lite-pytorch",
+                "av", "matplotlib")
 """What loading a bundle imports; their installed versions are written down, so that MLflow need not run the model to find them out."""
 
 

@@ -313,7 +313,7 @@ def resolve(document: Mapping[str, Any]) -> Path:
     if not isinstance(name, str):
         raise ConfigError(f"{ASSET}: has no name, so it is no asset's record; ingest the asset again")
     entry = parse_entry(name, {key: value for key, value in document.items() if key != "name"}, ASSET)
-    local = ASSETS_FOLDER / name
+    local = (ASSETS_FOLDER / name).absolute()  # an encoder is loaded when it is first needed, maybe from another working directory
     if read_asset(local) == asset_document(name, entry):
         verify_manifest(local, error=AssetError)
         return local

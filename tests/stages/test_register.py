@@ -70,7 +70,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
 
     mlflow.set_tracking_uri(tracking_uri())
     model = mlflow.pyfunc.load_model("models:/anymal@candidate")
-    assert [column["name"] for column in model.metadata.signature.inputs.to_dict()] == ["image", "question"]
+    assert [column["name"] for column in model.metadata.signature.inputs.to_dict()] == ["image", "media", "question"]
     picture = base64.b64encode(Path("red.png").read_bytes()).decode()
     rows = [{"image": picture, "question": "what colour ?"}, {"image": f"data:image/png;base64,{picture}", "question": None}]
     import pandas as pd
