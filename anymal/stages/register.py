@@ -54,7 +54,7 @@ def register(
     from anymal.serving.card import model_card
 
     if len(checkpoints) != len(statistics):
-        raise DataError(f"register: {len(checkpoints)} checkpoints but {len(statistics)} statistics; give one of each per modality, in the same order")
+        raise DataError(f"register: {len(checkpoints)} checkpoints but {len(statistics)} statistics; give one of each per modality, in one order")
     figures = _read(evaluation)
     described = {metadata["modality"]: metadata for metadata in map(read_checkpoint_metadata, checkpoints)}
     facts = dict(zip(described, map(_read, statistics), strict=False))

@@ -588,9 +588,9 @@ def test_resolve_prefers_the_working_directory_and_checks_it(index: Any, tmp_pat
     record = json.loads((folder / "asset.json").read_text())
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "data/assets/weights")
-    assert resolve(record) == Path("data/assets/weights")
+    assert resolve(record) == tmp_path / "data/assets/weights"
     changed = assets.read_asset(from_index(index, licence={"id": "Apache-2.0"}))
-    assert changed is not None and resolve(changed) != Path("data/assets/weights")  # another entry of the same name
+    assert changed is not None and resolve(changed) != tmp_path / "data/assets/weights"  # another entry of the same name
     (tmp_path / "data/assets/weights/weights.dat").write_bytes(b"changed")
     with pytest.raises(AssetError, match=r"changed weights\.dat"):
         resolve(record)

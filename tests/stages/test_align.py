@@ -147,7 +147,7 @@ def test_a_quantised_llm_trains_close_to_the_full_one(tmp_path, inputs, quantiza
     full = run(tmp_path / "a", inputs, steps=12, dtype="bfloat16")
     small = run(tmp_path / "b", inputs, steps=12, dtype="bfloat16", quantization=quantization)
     losses = [json.loads(ports["metrics"].read_text())["train_loss"] for ports in (full, small)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_weights_are_finite(finished):

@@ -211,7 +211,7 @@ def only(asset: str) -> dict[str, Any]:
 
 
 def test_a_missing_source_and_a_wrong_port_are_one_clear_error(assets: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"curate\.sources\.stamps: folder .*nowhere not found; run ingest"):
+    with pytest.raises(DataError, match=r"curate_image\.sources\.stamps: folder .*nowhere not found; run ingest"):
         run(assets, tmp_path, only("nowhere"))
     with pytest.raises(DataError, match=r"input not found: --assets"):
         run(tmp_path / "none", tmp_path, knobs())

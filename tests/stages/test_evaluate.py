@@ -110,7 +110,7 @@ def test_a_prompt_that_places_one_medium_only_is_refused(root, tmp_path):
 
 
 @pytest.mark.parametrize(("knob", "words"), [
-    ({"tasks": []}, "evaluate.tasks"), ({"tasks": ["ocr"]}, "evaluate.tasks"), ({"caption_samples": 1}, "evaluate.caption_samples"),
+    ({"tasks": ["ocr"]}, "evaluate.tasks"), ({"caption_samples": 1}, "evaluate.caption_samples"),
     ({"batch_size": 0}, "evaluate.batch_size"), ({"beam": 4}, "evaluate.beam"), ({"previews": -1}, "evaluate.previews"),
     ({"modality": "smell"}, "evaluate.modality = smell: unknown modality; known: image, .* and mixed for questions about several"),
     ({"tasks": ["qa"]}, "tasks: qa is no task of image; it has caption, vqa"),
