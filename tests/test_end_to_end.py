@@ -27,6 +27,7 @@ SMALL = {
 LIMITS = {"caption_samples": 16, "caption_max_new_tokens": 8, "questions": 16, "answer_max_new_tokens": 4, "previews": 4}
 """Of evaluate, where a task has them."""
 MODALITIES = ("image", "audio", "video", "imu")
+pytestmark = pytest.mark.timeout(2700)  # a first run fetches all packages and goes through 22 stages
 
 
 def shrink(params):
@@ -50,7 +51,7 @@ def shrink(params):
 def run(clone, *command, **environment):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=clone, env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True,
-                          timeout=1500, check=False)
+                          timeout=2400, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
