@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from anymal import __version__, tracking
-from anymal.data.assets import cache_folder
+from anymal.data.asset_folders import cache_folder
 from anymal.errors import BundleError, ConfigError, TrackingError
 from anymal.model.bundle import CARD, bundle_sha256, read_bundle
 

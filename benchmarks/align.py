@@ -96,7 +96,7 @@ def main() -> None:
             started = time.perf_counter()
             if name == "align":
                 batch = data.batch(step)
-                loss = model.token_losses(batch.prompts, batch.targets).values.mean()
+                loss = model.dialogue_losses(batch.dialogues).values.mean()
             else:
                 loss = plain.loss(rng, knobs["batch_size"])
             optimizer.zero_grad(set_to_none=True)

@@ -40,7 +40,7 @@ def encode_and_report(encoder_folder: Path, shards: Path, target: Path) -> None:
     encoder = EfficientNetLite(encoder_folder)
     encoder.forward(torch.zeros(BATCH, 3, encoder.size, encoder.size))
     started = time.perf_counter()
-    encode_shards(encoder, shards, target, batch_size=BATCH, workers=WORKERS, description=ABOUT)
+    encode_shards(encoder, [shards], target, batch_size=BATCH, workers=WORKERS, description=ABOUT)
     print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 

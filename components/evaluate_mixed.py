@@ -8,15 +8,15 @@ from components import images
 
 @dsl.container_component
 def evaluate_mixed(
-    config: dict, checkpoints_first: Input[Model], features_first: Input[Dataset], shards_first: Input[Dataset], checkpoints_second: Input[Model],
+    config: dict, checkpoints: Input[Model], features_first: Input[Dataset], shards_first: Input[Dataset],
     features_second: Input[Dataset], shards_second: Input[Dataset], assets: Input[Artifact], predictions: Output[Dataset],
 ):
     """What the model says of prompts that hold media of two modalities."""
     return dsl.ContainerSpec(
         image=images.EVAL, command=["anymal", "evaluate"],
         args=[
-            "--config", config, "--checkpoints", checkpoints_first.path, "--features", features_first.path, "--shards", shards_first.path,
-            "--checkpoints", checkpoints_second.path, "--features", features_second.path, "--shards", shards_second.path, "--assets", assets.path,
+            "--config", config, "--checkpoints", checkpoints.path, "--features", features_first.path, "--shards", shards_first.path,
+            "--features", features_second.path, "--shards", shards_second.path, "--assets", assets.path,
             "--predictions", predictions.path, "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],
     )

@@ -8,16 +8,14 @@ from components import images
 
 @dsl.container_component
 def register(
-    config: dict, checkpoints_image: Input[Model], checkpoints_audio: Input[Model], checkpoints_video: Input[Model],
-    checkpoints_imu: Input[Model], statistics_image: Input[Metrics], statistics_audio: Input[Metrics], statistics_video: Input[Metrics],
+    config: dict, checkpoints: Input[Model], statistics_image: Input[Metrics], statistics_audio: Input[Metrics], statistics_video: Input[Metrics],
     statistics_imu: Input[Metrics], evaluation: Input[Metrics], assets: Input[Artifact], bundle: Output[Model], registration: Output[Artifact],
 ):
     """The bundle of all modalities, registered as a candidate."""
     return dsl.ContainerSpec(
         image=images.TRAIN, command=["anymal", "register"],
         args=[
-            "--config", config, "--checkpoints", checkpoints_image.path, "--checkpoints", checkpoints_audio.path,
-            "--checkpoints", checkpoints_video.path, "--checkpoints", checkpoints_imu.path, "--statistics", statistics_image.path,
+            "--config", config, "--checkpoints", checkpoints.path, "--statistics", statistics_image.path,
             "--statistics", statistics_audio.path, "--statistics", statistics_video.path, "--statistics", statistics_imu.path,
             "--evaluation", evaluation.path, "--assets", assets.path, "--bundle", bundle.path, "--registration", registration.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,

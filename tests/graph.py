@@ -79,6 +79,11 @@ class Run:
         """What that section is called among the pipeline's arguments."""
         return self.section.replace(".", "_")
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its task in the pipeline: component and argument."""
+        return self.entry, self.argument
+
     def paths(self, port: str) -> list[str]:
         """The paths of a port, in order."""
         value = self.options[port]
@@ -270,8 +275,8 @@ class Task:
 
 
 @functools.cache
-def tasks() -> dict[str, Task]:
-    """The pipeline's argument that is its config -> task; importers are left out."""
+def tasks() -> dict[tuple[str, str], Task]:
+    """Component and the pipeline's argument that is its config -> task; importers are left out."""
     spec = pipeline_spec()
     found = []
     for name, definition in spec["root"]["dag"]["tasks"].items():
@@ -279,6 +284,6 @@ def tasks() -> dict[str, Task]:
         container = spec["deploymentSpec"]["executors"][specification["executorLabel"]].get("container")
         if container is not None:
             found.append(Task(name, definition, specification, container))
-    by_argument = {task.argument: task for task in found}
-    assert len(by_argument) == len(found), "two tasks take the same section"
-    return by_argument
+    by_place = {(task.component, task.argument): task for task in found}
+    assert len(by_place) == len(found), "two tasks run the same component with the same section"
+    return by_place

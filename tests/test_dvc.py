@@ -97,16 +97,16 @@ def test_an_align_knob_of_a_modality_touches_that_branch_only(repository):
     # What align would write anew decides about the runs after it.
     write_output(repository / runs()["align@audio"].outputs["checkpoint"], "other weights")
     after = changed(repository)
-    assert set(after) == {"align@audio", "evaluate@audio", "register"}
-    assert "models/checkpoints/audio" in after["evaluate@audio"]
-    assert "models/checkpoints/audio" in after["register"]
+    assert set(after) == {"align@audio", "finetune"}
+    assert "models/checkpoints/audio" in after["finetune"]
     write_output(repository / runs()["evaluate@audio"].outputs["predictions"], "other answers")
-    assert set(changed(repository)) == {"align@audio", "evaluate@audio", "score", "register"}
+    assert set(changed(repository)) == {"align@audio", "finetune", "evaluate@audio", "score"}
 
 
 @pytest.mark.parametrize(("file", "touched"), [
     ("anymal/curation/parser.py", {"curate_image"}),
-    ("anymal/curation/motions.py", {"curate_imu"}),
+    ("anymal/curation/ego4d.py", {"curate_imu"}),
+    ("anymal/training/instructions.py", {"finetune"}),
     ("anymal/evaluation/report.html", {"score"}),
     ("anymal/training/contrastive.py", {"pretrain_encoder@audio", "pretrain_encoder@imu"}),
     ("anymal/model/encoders/video.py", {"encode@video", "evaluate@video"}),

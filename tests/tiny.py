@@ -197,7 +197,8 @@ def make_features(folder: Path, counts: dict[str, int], *, modality: str = "imag
     for split, count in counts.items():
         for start in range(0, count, per_shard):
             rows = range(start, min(count, start + per_shard))
-            metas: Sequence[dict[str, Any]] = [{**sample(f"{split}-{i:04d}", split, colours[i % 3]).meta, "key": f"{split}-{i:04d}"} for i in rows]
+            metas: Sequence[dict[str, Any]] = [
+                {**sample(f"{split}-{i:04d}", split, colours[i % 3]).meta, "key": f"{split}-{i:04d}", "extension": "png"} for i in rows]
             features = np.stack([codes[i % 3] + 0.05 * rng.normal(size=(tokens, dim)) for i in rows]).astype(np.float32)
             name = f"{split}-{start // per_shard:05d}"
             write_feature_shard(folder / f"{name}.safetensors", features, metas)
@@ -222,3 +223,22 @@ ALIGN = {
     "grounding_floor": -10.0,
 }
 """Knobs of an alignment that takes seconds."""
+
+
+def make_instructions(folder: Path, *, modalities: Sequence[str] = ("image",), counts: Mapping[str, int] | None = None, origin: Any = "template",
+                      turns: int = 1) -> Path:
+    """Conversations about the features that `make_features` makes, with a medium of each modality, whose answer is the colour of the last."""
+    from anymal.data.instructions import Instruction, MediumName, write_instructions
+
+    folder.mkdir(parents=True)
+    for split, count in (counts or {"train": 24, "val": 6}).items():
+        made = []
+        for index in range(count):
+            media = tuple(MediumName(modality, f"{split}-{index:04d}.png") for modality in modalities)
+            head = "\n".join(f"<{modality}>" for modality in modalities)
+            colour = ("red", "green", "blue")[index % 3]
+            talk = [(f"{head}\nwhat colour is the picture ?", colour), *(("is there a dog ?", "no") for _ in range(turns - 1))]
+            made.append(Instruction(f"{origin}-{split}-{index}", media, tuple(talk), origin, "color", "tiny", "CC0-1.0"))
+        write_instructions(folder / f"{split}.json", made)
+    write_manifest(folder)
+    return folder

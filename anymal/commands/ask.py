@@ -71,7 +71,8 @@ def command(bundle: str, question: str | None, max_new_tokens: int | None, show:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    from anymal.model.bundle import load_bundle, read_bundle
+    from anymal.model.bundle import read_bundle
+    from anymal.model.loading import load_bundle
     from anymal.registry import resolve_bundle
     from anymal.serving.answer import Request, answer
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anymal.curation.images import Drop
+from anymal.curation.drops import Drop
 
 OTHER_LANGUAGES = ("de", "es", "fr", "it", "nl", "pl", "pt")
 """Languages a word may belong to rather than to English; the ones met in the sample sources."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from anymal.curation.images import Drop
+from anymal.curation.drops import Drop
 
 RELATIONS = frozenset({
     "amod", "compound", "nummod", "poss", "prep", "acl", "relcl", "appos", "nsubj", "nsubjpass", "dobj", "obj", "attr", "agent", "conj",

@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from anymal.curation import captions as text_rules
 from anymal.curation.captions import CaptionLimits
 from anymal.curation.clips import CLOSED, ClipPlan, described, render
+from anymal.curation.drops import Drop, all_dropped, count_verdicts
 from anymal.curation.duplicates import SPLITS, assign_split
-from anymal.curation.images import Drop
-from anymal.curation.output import data_uri, page, spread, write_media_card
-from anymal.curation.pipeline import make_key
+from anymal.curation.keys import make_key, spread
+from anymal.curation.media_card import write_media_card
+from anymal.curation.pages import data_uri, page
 from anymal.data.shards import Sample, ShardWriter
 from anymal.errors import DataError
 from anymal.media.video import Clip, UnusableVideo, contact_sheet, open_video, to_clip, write_mp4
@@ -252,10 +253,7 @@ def write_clips(curated: Curated, folder: Path, *, limits: VideoLimits, samples_
 def _refuse_empty(curated: Curated) -> None:
     if not curated.found:
         raise DataError("curate_video.sources: hold no clip at all; check the assets' names and the folders that ingest made")
-    reason, count = Counter(clip.drop.reason for clip in curated.found if clip.drop).most_common(1)[0]
-    example = next(clip for clip in curated.found if clip.drop and clip.drop.reason == reason)
-    raise DataError(f"curate_video: all {len(curated.found)} clips were dropped, {count} of them for '{reason}' ({REASONS[reason]}), "
-                    f"for example {example.source.name}/{example.name}; relax that rule's knob or correct the source")
+    raise all_dropped("curate_video", "clips", [(clip.drop, f"{clip.source.name}/{clip.name}") for clip in curated.found if clip.drop], REASONS)
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
@@ -337,11 +335,12 @@ def statistics(curated: Curated, counts: Mapping[str, int]) -> dict[str, Any]:
     """Counts of all that was seen, kept and dropped, and of the answers of composed clips; the same inputs give the same numbers."""
     kept = [plan for plan in curated.plans if plan.key not in curated.dropped_plans]
     names = list(dict.fromkeys(clip.source.name for clip in curated.found))
-    sources = {name: _counts([clip.drop for clip in curated.found if clip.source.name == name]) for name in names}
+    composed = [curated.dropped_plans.get(plan.key) for plan in curated.plans]
+    sources = {name: count_verdicts([clip.drop for clip in curated.found if clip.source.name == name], REASONS) for name in names}
     if curated.plans:
-        sources[COMPOSED] = _counts([curated.dropped_plans.get(plan.key) for plan in curated.plans])
+        sources[COMPOSED] = count_verdicts(composed, REASONS)
     asked = [question for plan in kept for question in plan.questions]
-    figures = _counts([clip.drop for clip in curated.found] + [curated.dropped_plans.get(plan.key) for plan in curated.plans])
+    figures = count_verdicts([clip.drop for clip in curated.found] + composed, REASONS)
     assert figures["kept"] == sum(counts.values())
     return {
         **figures, "sources": sources, "splits": dict(counts),
@@ -350,14 +349,6 @@ def statistics(curated: Curated, counts: Mapping[str, int]) -> dict[str, Any]:
         "answers": {kind: dict(sorted(Counter(q.answer for q in asked if q.kind == kind).items())) for kind in CLOSED},
         "leaks": 0,
     }
-
-
-def _counts(drops: Sequence[Drop | None]) -> dict[str, Any]:
-    reasons = Counter(drop.reason for drop in drops if drop is not None)
-    dropped = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
-    kept = sum(drop is None for drop in drops)
-    assert kept + sum(dropped.values()) == len(drops)
-    return {"seen": len(drops), "kept": kept, "dropped": dropped}
 
 
 def write_report(path: Path, curated: Curated, figures: Mapping[str, Any], *, report_examples: int) -> None:

@@ -7,17 +7,13 @@ and where it ends overlap for both directions. Planning is pure and cheap; `rend
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anymal.curation.output import STAMPS
 from anymal.curation.scenes import COLOURS, MIN_CONTRAST, NUMBERS, Question, Stamp, a, plural
-from anymal.data.manifest import verify_manifest
 from anymal.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,31 +57,6 @@ class ClipPlan:
     objects: tuple[Moved, ...]
     captions: tuple[str, ...]
     questions: tuple[Question, ...]
-
-
-def load_stamps(folder: Path) -> tuple[dict[str, list[Stamp]], dict[str, str]]:
-    """The cut-outs that curate_image left.
-
-    Returns:
-        Split -> its stamps, in the order of their keys; key -> licence.
-
-    Raises:
-        DataError: if the folder is not what its manifest says, or was made by something else.
-    """
-    verify_manifest(folder)
-    try:
-        entries: list[dict[str, Any]] = json.loads((folder / STAMPS).read_text(encoding="utf-8"))
-        stamps: dict[str, list[Stamp]] = {}
-        licences = {}
-        for entry in entries:
-            width, height = entry["size"]
-            red, green, blue = entry["colour"]
-            stamp = Stamp(entry["key"], entry["name"], entry["head"], folder / f"{entry['key']}.png", (width, height), (red, green, blue))
-            stamps.setdefault(entry["split"], []).append(stamp)
-            licences[entry["key"]] = entry["license"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--stamps {folder}: holds no list of stamps in {STAMPS}; give the folder that curate_image wrote") from error
-    return stamps, licences
 
 
 def plan_clips(stamps: Sequence[Stamp], *, split: str, count: int, size: int, frames: int, rate: int, seed: int) -> list[ClipPlan]:

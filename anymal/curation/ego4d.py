@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from anymal.curation.images import Drop
+from anymal.curation.drops import Drop
 from anymal.curation.motions import Found, cut, to_drop
 from anymal.errors import DataError
 from anymal.media.motion import MotionError, numbers, read_rows

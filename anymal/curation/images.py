@@ -13,6 +13,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anymal.curation.drops import Drop
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -24,14 +26,6 @@ RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 FINGERPRINT_SIDE = 16
 _OUTSIDE = re.compile(rb"""(?:href\s*=\s*["']|url\(\s*["']?)\s*(?!#|data:image/(?:png|jpeg|gif);)[^"'\s)]""", re.IGNORECASE)
 _LICENCE_ONLY = re.compile(rb"<metadata.*?</metadata>|<(?:cc|rdf):.*?>|xmlns:?\w*\s*=\s*[\"'][^\"']*[\"']|<a\s[^>]*>", re.DOTALL | re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Why a sample was left out: a `reason` out of `anymal.curation.rules.REASONS`, and what exactly was found."""
-
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from anymal.curation.drops import Drop
 from anymal.curation.duplicates import SPLITS, assign_split
-from anymal.curation.images import Drop
-from anymal.curation.output import data_uri, page, spread, write_media_card
+from anymal.curation.keys import spread
+from anymal.curation.media_card import write_media_card
+from anymal.curation.pages import data_uri, page
 from anymal.data.shards import Sample, ShardWriter
 from anymal.errors import ConfigError, DataError
 from anymal.media.motion import MotionError, cut_window, traces
@@ -386,7 +388,7 @@ def write_report(path: Path, curated: Curated, figures: Mapping[str, Any], examp
     labels = sorted({label for counts in figures["labels"].values() for label in counts})
     dropped = [
         {"reason": reason, "meaning": meaning, "count": figures["dropped"][reason],
-         "examples": [f"{name}/{text}"[:200] for name, by_reason in curated.dropped.items() if reason in by_reason
+         "examples": [{"name": f"{name}/{text}"[:200], "detail": ""} for name, by_reason in curated.dropped.items() if reason in by_reason
                       for text in by_reason[reason].examples]}
         for reason, meaning in REASONS.items() if reason in figures["dropped"]
     ]

@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
-import json
 import shutil
 import statistics as stats
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from anymal.curation import images
+from anymal.curation.drops import Drop, count_reasons, count_verdicts
 from anymal.curation.duplicates import SPLITS
-from anymal.curation.images import Drop
+from anymal.curation.keys import spread
+from anymal.curation.pages import data_uri, page
 from anymal.curation.pipeline import Candidate, Composed, Curated
 from anymal.curation.rules import REASONS
+from anymal.curation.stamps import write_stamp_list
 from anymal.data.shards import Sample, ShardWriter
-
-HERE = Path(__file__).parent
-STAMPS = "stamps.json"
-
-Member = TypeVar("Member")
-
-
-def page(name: str, **content: Any) -> str:
-    """Fill a template of this folder (`NAME.html` escapes what is put in, `NAME.md` does not); a name that it lacks is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.get_template(name).render(**content)
-
-
-def spread(members: Sequence[Member], key: Callable[[Member], str], count: int) -> list[Member]:
-    """A sample in which no folder is preferred: the first `count` by a hash of the key."""
-    return sorted(members, key=lambda member: hashlib.sha256(key(member).encode()).digest())[:count]
-
-
-def data_uri(data: bytes, kind: str = "png") -> str:
-    """The bytes of a picture as they stand in a page."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def write_media_card(folder: Path, *, title: str, extension: str, tasks: Sequence[str], fields: Sequence[str], figures: Mapping[str, Any],
-                     licences: Mapping[str, str], reasons: Mapping[str, str], examples: Sequence[tuple[str, str]], splitting: str,
-                     limits: str) -> None:
-    """Write the dataset card (README.md in the Hugging Face format) of sounds, clips or recordings.
-
-    Args:
-        tasks: task categories of the hub.
-        fields: metadata fields beside those that all samples have.
-        figures: the statistics: `seen`, `kept`, `dropped`, `splits` (split -> samples), `leaks`, `sources` (name -> `seen`, `kept`).
-        licences: source -> licence.
-        examples: keys and captions.
-        splitting: what is kept together in one split, as a sentence.
-        limits: what the data is not, as a paragraph.
-    """
-    text = page("media_card.md", title=title, extension=extension, tasks=tasks, fields=fields, figures=figures, licences=licences, reasons=reasons,
-                examples=examples, splitting=splitting, limits=limits)
-    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def photo_sample(candidate: Candidate, train_nouns: set[str]) -> Sample:
@@ -106,15 +63,15 @@ def write_shards(curated: Curated, folder: Path, samples_per_shard: int) -> dict
         photos = {c.key: c for c in curated.kept if c.split == split}
         composed = {s.scene.key: s for s in curated.kept_scenes if s.split == split}
         with ShardWriter(folder, split, samples_per_shard) as writer:
-            for key in sorted([*photos, *composed], key=lambda key: hashlib.sha256(key.encode()).digest()):
+            keys = [*photos, *composed]
+            for key in spread(keys, str, len(keys)):
                 writer.write(photo_sample(photos[key], nouns) if key in photos else scene_sample(composed[key], scene_licence))
             counts[split] = writer.count
     return counts
 
 
 def write_stamps(curated: Curated, folder: Path) -> int:
-    """Write the cut-outs that scenes are composed of, for clips that move them: `KEY.png` (RGBA, trimmed), and `stamps.json`, a list in the
-    order of the keys with `key`, `name`, `head` (noun), `size` (pixels), `colour` (mean RGB), `split`, `source`, `license`.
+    """Write the cut-outs that scenes are composed of, for clips that move them (see `anymal.curation.stamps`).
 
     Returns:
         How many there are.
@@ -128,7 +85,7 @@ def write_stamps(curated: Curated, folder: Path) -> int:
         shutil.copyfile(picture.cutout, folder / f"{candidate.key}.png")
         entries.append({"key": candidate.key, "name": caption.phrase, "head": caption.head, "size": picture.cutout_size, "colour": picture.colour,
                         "split": candidate.split, "source": candidate.source.name, "license": candidate.source.licence})
-    (folder / STAMPS).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_stamp_list(folder, entries)
     return len(entries)
 
 
@@ -143,8 +100,8 @@ def statistics(curated: Curated) -> dict[str, Any]:
     train_nouns = {c.caption.head for c in kept if c.split == "train" and c.caption is not None}
     questions = Counter(q.kind for s in kept_scenes for q in s.scene.questions)
     return {
-        **_counts(curated.candidates),
-        "sources": {name: _counts(members) for name, members in by_source.items()},
+        **_count(curated.candidates),
+        "sources": {name: _count(members) for name, members in by_source.items()},
         "splits": {
             split: {
                 "photos": sum(c.split == split for c in kept), "scenes": sum(s.split == split for s in kept_scenes),
@@ -152,7 +109,7 @@ def statistics(curated: Curated) -> dict[str, Any]:
                 "photos_with_seen_noun": sum(c.split == split and c.caption is not None and c.caption.head in train_nouns for c in kept),
             } for split in SPLITS
         },
-        "scenes": {"seen": len(curated.composed), "kept": len(kept_scenes), "dropped": _reasons([s.drop for s in curated.composed]),
+        "scenes": {"seen": len(curated.composed), "kept": len(kept_scenes), "dropped": count_reasons([s.drop for s in curated.composed], REASONS),
                    "captions": sum(len(s.captions) for s in kept_scenes),
                    "captions_dropped_by_cat": sum(len(s.scene.captions) - len(s.captions) for s in curated.composed),
                    "questions": dict(sorted(questions.items()))},
@@ -166,16 +123,8 @@ def statistics(curated: Curated) -> dict[str, Any]:
     }
 
 
-def _counts(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    dropped = _reasons([c.drop for c in candidates])
-    kept = sum(c.drop is None for c in candidates)
-    assert kept + sum(dropped.values()) == len(candidates)
-    return {"seen": len(candidates), "kept": kept, "dropped": dropped}
-
-
-def _reasons(drops: Sequence[Drop | None]) -> dict[str, int]:
-    counts = Counter(drop.reason for drop in drops if drop is not None)
-    return {reason: counts[reason] for reason in REASONS if counts[reason]}
+def _count(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    return count_verdicts([candidate.drop for candidate in candidates], REASONS)
 
 
 def write_card(folder: Path, *, figures: dict[str, Any], curated: Curated, counts: dict[str, int], shards: dict[str, list[str]]) -> None:

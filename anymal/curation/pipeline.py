@@ -6,7 +6,6 @@ memory is its caption, hashes and a 768-byte miniature; its pixels are spooled t
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,13 @@ from typing import Any
 from anymal.curation import captions as text_rules
 from anymal.curation import cat, duplicates, images, scenes
 from anymal.curation.captions import Caption, CaptionLimits
+from anymal.curation.drops import Drop, all_dropped
 from anymal.curation.duplicates import SPLITS, Member
-from anymal.curation.images import Drop
+from anymal.curation.files import matches
+from anymal.curation.keys import make_key
 from anymal.curation.rules import REASONS
 from anymal.curation.scenes import Scene, Stamp
-from anymal.curation.sources import READERS, Item, matches
+from anymal.curation.sources import READERS, Item
 from anymal.curation.workers import ImageJob, ImageSettings, Picture, SceneJob, draw_scene, parallel, take_picture
 from anymal.errors import DataError
 from anymal.progress import track
@@ -110,12 +111,6 @@ class Curated:
     def kept_scenes(self) -> list[Composed]:
         """The scenes that passed every rule."""
         return [composed for composed in self.composed if composed.drop is None]
-
-
-def make_key(source: str, name: str) -> str:
-    """A shard key for a picture: readable, unique by its last eight digits."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{name.rsplit('.', 1)[0]}").strip("-")[:70]
-    return f"{slug}-{hashlib.sha256(f'{source}/{name}'.encode()).hexdigest()[:8]}"
 
 
 def collect(sources: Sequence[Source], limits: images.ImageLimits) -> list[Candidate]:
@@ -362,11 +357,8 @@ def refuse_empty(candidates: Sequence[Candidate]) -> None:
         return
     if not candidates:
         raise DataError("curate_image.sources: hold no image at all; check the assets' names and the folders that ingest made")
-    reasons = Counter(candidate.drop.reason for candidate in candidates if candidate.drop is not None)
-    reason, count = reasons.most_common(1)[0]
-    example = next(c for c in candidates if c.drop is not None and c.drop.reason == reason)
-    raise DataError(f"curate_image: all {len(candidates)} images were dropped, {count} of them for '{reason}' ({REASONS[reason]}), "
-                    f"for example {example.source.name}/{example.item.name}; relax that rule's knob or correct the source")
+    drops = [(candidate.drop, f"{candidate.source.name}/{candidate.item.name}") for candidate in candidates if candidate.drop is not None]
+    raise all_dropped("curate_image", "images", drops, REASONS)
 
 
 def curate_images(sources: Sequence[Source], *, captions: CaptionLimits, author_min_images: int, image_settings: ImageSettings,

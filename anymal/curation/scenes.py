@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from anymal.curation.captions import Caption
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 49), "orange": (243, 146, 55), "yellow": (250, 222, 77), "green": (86, 171, 92), "blue": (66, 118, 214),
-    "purple": (140, 82, 178), "pink": (247, 171, 201), "brown": (140, 98, 62), "gray": (150, 150, 150), "white": (250, 250, 250),
+    "red": (214, 48, 49), "yellow": (250, 222, 77), "green": (86, 171, 92), "blue": (66, 118, 214), "black": (28, 28, 30), "white": (250, 250, 250),
 }
+"""Of backgrounds: far from each other, for an encoder trained to tell things apart keeps little of color."""
 LAYOUTS = ("single", "count", "pair", "count", "single", "pair", "group", "count", "pair", "group")
 """What the scenes show, in turn: one object, several of one kind, two beside or above each other, three or more kinds."""
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anymal.curation.drops import count_verdicts
 from anymal.curation.duplicates import SPLITS
-from anymal.curation.output import data_uri, page, spread, write_media_card
+from anymal.curation.keys import spread
+from anymal.curation.media_card import write_media_card
+from anymal.curation.pages import data_uri, page
 from anymal.curation.sounds import REASONS, Candidate
 from anymal.data.shards import Sample, ShardWriter
 from anymal.media.audio import open_audio, spectrogram
@@ -47,7 +49,7 @@ def write_shards(candidates: Sequence[Candidate], folder: Path, *, templates: Ma
     for split in SPLITS:
         members = [candidate for candidate in candidates if candidate.drop is None and candidate.split == split]
         with ShardWriter(folder, split, samples_per_shard) as writer:
-            for candidate in sorted(members, key=lambda c: hashlib.sha256(c.key.encode()).digest()):
+            for candidate in spread(members, lambda c: c.key, len(members)):
                 writer.write(sound_sample(candidate, captions_of(candidate, templates, general), rate))
             assert writer.count == len(members)
 
@@ -59,8 +61,8 @@ def statistics(candidates: Sequence[Candidate]) -> dict[str, Any]:
     names = list(dict.fromkeys(candidate.source.name for candidate in candidates))
     clips = [candidate.clip for candidate in kept if candidate.clip is not None]
     return {
-        **_counts(candidates),
-        "sources": {name: _counts([c for c in candidates if c.source.name == name]) for name in names},
+        **_count(candidates),
+        "sources": {name: _count([c for c in candidates if c.source.name == name]) for name in names},
         "splits": {split: sum(c.split == split for c in kept) for split in SPLITS},
         "labels": {split: dict(sorted(counts.items())) for split, counts in labels.items()},
         "labels_never_trained": sorted((set(labels["val"]) | set(labels["test"])) - set(labels["train"])),
@@ -71,11 +73,8 @@ def statistics(candidates: Sequence[Candidate]) -> dict[str, Any]:
     }
 
 
-def _counts(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    counts = Counter(candidate.drop.reason for candidate in candidates if candidate.drop is not None)
-    kept = sum(candidate.drop is None for candidate in candidates)
-    assert kept + counts.total() == len(candidates)
-    return {"seen": len(candidates), "kept": kept, "dropped": {reason: counts[reason] for reason in REASONS if counts[reason]}}
+def _count(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    return count_verdicts([candidate.drop for candidate in candidates], REASONS)
 
 
 def write_card(folder: Path, figures: Mapping[str, Any], candidates: Sequence[Candidate], *, templates: Mapping[str, Sequence[str]],
@@ -111,5 +110,5 @@ def write_report(path: Path, figures: Mapping[str, Any], candidates: Sequence[Ca
             notes = [{"name": f"{c.source.name}/{c.recording.name}", "detail": c.drop.detail if c.drop else ""}
                      for c in spread(members, lambda c: c.key, 5 * examples)]
             dropped.append({"reason": reason, "meaning": meaning, "count": len(members), "examples": sorted(notes, key=lambda note: note["name"])})
-    path.write_text(page("sounds.html", figures=figures, shown=shown, dropped=dropped, reasons=REASONS, splits=SPLITS,
+    path.write_text(page("sounds.html", figures=figures, kept=shown, dropped=dropped, reasons=REASONS, splits=SPLITS,
                          labels=sorted({label for counts in figures["labels"].values() for label in counts})), encoding="utf-8")

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from xml.parsers import expat
 
-from anymal.curation.images import Drop
-from anymal.curation.sources import read_text
+from anymal.curation.drops import Drop
+from anymal.curation.files import read_text
 from anymal.errors import DataError
 from anymal.media.audio import MAX_BYTES, SUFFIXES
 

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anymal.curation.drops import Drop, all_dropped
 from anymal.curation.duplicates import assign_split
-from anymal.curation.images import Drop
-from anymal.curation.pipeline import make_key
+from anymal.curation.files import matches
+from anymal.curation.keys import make_key
 from anymal.curation.sound_sources import READERS, Recording, Table
-from anymal.curation.sources import matches
 from anymal.errors import ConfigError, DataError
 from anymal.media.audio import AudioError, open_audio, write_flac
 from anymal.progress import track
@@ -311,11 +311,8 @@ def refuse_empty(candidates: Sequence[Candidate]) -> None:
         if not any(candidate.drop is None and candidate.split == "train" for candidate in candidates):
             raise DataError("curate_audio: no sound is left for training; lower val_fraction and test_fraction, or hold out fewer groups")
         return
-    reasons = Counter(candidate.drop.reason for candidate in candidates if candidate.drop is not None)
-    reason, count = reasons.most_common(1)[0]
-    example = next(c for c in candidates if c.drop is not None and c.drop.reason == reason)
-    raise DataError(f"curate_audio: all {len(candidates)} sounds were dropped, {count} of them for '{reason}' ({REASONS[reason]}), "
-                    f"for example {example.source.name}/{example.recording.name}; relax that rule's knob or correct the source")
+    drops = [(candidate.drop, f"{candidate.source.name}/{candidate.recording.name}") for candidate in candidates if candidate.drop is not None]
+    raise all_dropped("curate_audio", "sounds", drops, REASONS)
 
 
 def curate_sounds(sources: Sequence[Source], *, settings: SoundSettings, val_fraction: float, test_fraction: float, seed: int, scratch: Path,

@@ -6,13 +6,14 @@ A reader yields every image it meets, readable or not, in a fixed order: what is
 from __future__ import annotations
 
 import json
-import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from anymal.curation.images import SUFFIXES, Drop
+from anymal.curation.drops import Drop
+from anymal.curation.files import read_text
+from anymal.curation.images import SUFFIXES
 from anymal.errors import DataError
 
 MAX_TEXT_BYTES = 2**20
@@ -52,12 +53,6 @@ class Item:
                 stream.seek(self.offset)
                 return stream.read(self.size if limit is None else min(limit, self.size))
             return stream.read() if limit is None else stream.read(limit)
-
-
-def read_text(path: Path, limit: int) -> str:
-    """A text file's first `limit` bytes as UTF-8; what is not UTF-8 becomes the replacement character."""
-    with path.open("rb") as stream:
-        return stream.read(limit).decode("utf-8", errors="replace")
 
 
 def _images(root: Path, source: str) -> Iterator[Item]:
@@ -170,14 +165,3 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, *, shard: Path, source:
 READERS: dict[str, Callable[[Path, str], Iterator[Item]]] = {
     "captioned_folder": captioned_folder, "named_folder": named_folder, "webdataset": webdataset,
 }
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path matches a glob: `*` stays within a folder, `**` crosses folders (`symbols/**`)."""
-    return any(_glob(pattern).fullmatch(name) for pattern in patterns)
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    pieces = re.split(r"(\*\*/?|\*|\?)", pattern)
-    table = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(table.get(piece, re.escape(piece)) for piece in pieces))

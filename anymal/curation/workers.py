@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anymal.curation import cat, images
-from anymal.curation.images import Drop, ImageLimits
+from anymal.curation.drops import Drop
+from anymal.curation.images import ImageLimits
 from anymal.curation.scenes import Scene, render
 from anymal.errors import AnymalError
 

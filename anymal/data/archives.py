@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from anymal.data.assets import Take, ensure_free, is_safe
+from anymal.data.asset_folders import ensure_free
+from anymal.data.lock import Take, is_safe
 from anymal.errors import AssetError
 from anymal.progress import track
 

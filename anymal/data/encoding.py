@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,40 @@ from anymal.model.encoders import Encoder
 from anymal.progress import track
 
 
-def encode_shards(encoder: Encoder, shards: Path, target: Path, *, batch_size: int, workers: int, description: dict[str, Any]) -> None:
-    """Write `target` (see `anymal.data.features`) from all shards of a curated folder.
+def encode_shards(encoder: Encoder, folders: Sequence[Path], target: Path, *, batch_size: int, workers: int, description: dict[str, Any]) -> None:
+    """Write `target` (see `anymal.data.features`) from all shards of curated folders; those after the first may hold none.
 
     Shards that `target` already holds whole are kept, so that a run that was killed goes on where it stopped.
 
     Raises:
-        DataError: if the folder does not match its manifest, or a sample cannot be decoded.
+        DataError: if a folder does not match its manifest, the first holds no shards, or a sample cannot be decoded.
     """
-    verify_manifest(shards)
+    named = _named_shards(folders)
     target.mkdir(parents=True, exist_ok=True)
     blank = torch.from_numpy(encoder.blank())[None]
     save_tensors(target / BLANK, {"features": encoder.forward(blank).half()})
     with ThreadPoolExecutor(workers) as pool, track(label="encode", unit="samples") as bar:
-        for path in shard_paths(shards):
-            if not (target / f"{path.stem}.json").is_file():
+        for name, path in named.items():
+            if not (target / f"{name}.json").is_file():
                 # Passed on without a name, so that no shard's features outlive its writing.
-                _write_shard(target, path.stem, *_encode_shard(encoder, path, pool=pool, batch_size=batch_size, bar=bar))
-    index = [json.loads((target / f"{path.stem}.json").read_text()) for path in shard_paths(shards)]
+                _write_shard(target, name, *_encode_shard(encoder, path, pool=pool, batch_size=batch_size, bar=bar))
+    index = [json.loads((target / f"{name}.json").read_text()) for name in named]
     for entry in index:
         (target / f"{entry['name']}.json").unlink()
     document = {**description, "tokens": encoder.tokens, "dim": encoder.dim, "frames": getattr(encoder, "frames", 1), "shards": index}
     (target / INDEX).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     write_manifest(target)
+
+
+def _named_shards(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name of the features -> shard; shards of later folders, which count from zero again, have the folder's number before theirs."""
+    named: dict[str, Path] = {}
+    for number, folder in enumerate(folders):
+        verify_manifest(folder)
+        for path in shard_paths(folder) if number == 0 else sorted(folder.glob("*-[0-9]*.tar")):
+            split, _, place = path.stem.rpartition("-")
+            named[path.stem if number == 0 else f"{split}-{number}{place}"] = path
+    return named
 
 
 def _write_shard(target: Path, name: str, parts: list[torch.Tensor], metas: list[dict[str, Any]]) -> None:
@@ -62,7 +73,7 @@ def _encode_shard(
     metas: list[dict[str, Any]] = []
     parts: list[torch.Tensor] = []
     for samples, media in _batches(encoder, path, pool, batch_size):
-        metas += [{**sample.meta, "key": sample.key} for sample in samples]
+        metas += [{**sample.meta, "key": sample.key, "extension": sample.extension} for sample in samples]
         parts.append(encoder.forward(torch.from_numpy(np.stack(media))).half())
         bar.update(len(samples))
     return parts, metas

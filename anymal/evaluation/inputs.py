@@ -8,14 +8,13 @@ from pathlib import Path
 
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError
-from anymal.model.anymal import read_checkpoint
+from anymal.model.checkpoint import read_checkpoints
 
 
 @dataclass(frozen=True)
 class Source:
     """What an evaluation reads of one modality."""
 
-    checkpoint: Path
     store: FeatureStore
     shards: Path
 
@@ -23,8 +22,9 @@ class Source:
 def match_inputs(
     checkpoints: Sequence[Path], features: Sequence[Path], shards: Sequence[Path], *, wanted: Sequence[str], split: str
 ) -> dict[str, Source]:
-    """Modality -> its source, in the order wanted. Checkpoints and features say their modality; shards stand in the order of the features.
+    """Modality -> its source, in the order wanted.
 
+    Checkpoints (also a whole tuned model) and features say their modality; shards stand in the order of the features.
     Inputs of modalities that are not wanted are left alone.
 
     Raises:
@@ -35,9 +35,7 @@ def match_inputs(
     if len(shards) != len(features):
         raise DataError(f"evaluate: --shards is given {len(shards)} times and --features {len(features)} times; give the shards that each "
                         "feature folder was made from, in the same order")
-    trained: dict[str, Path] = {}
-    for folder in checkpoints:
-        _add(trained, "--checkpoints", read_checkpoint(folder)["modality"], folder)
+    trained = read_checkpoints(checkpoints).folders
     encoded: dict[str, Path] = {}
     of_features: dict[str, Path] = {}
     for folder, source in zip(features, shards, strict=True):
@@ -48,7 +46,7 @@ def match_inputs(
         missing = [modality for modality in wanted if modality not in found]
         if missing:
             raise DataError(f"evaluate: {option} has nothing of {missing[0]}, it has {', '.join(sorted(found))}; add the {missing[0]} folder")
-    return {modality: Source(trained[modality], FeatureStore(encoded[modality], split), of_features[modality]) for modality in wanted}
+    return {modality: Source(FeatureStore(encoded[modality], split), of_features[modality]) for modality in wanted}
 
 
 def _add(found: dict[str, Path], option: str, modality: str, folder: Path) -> None:

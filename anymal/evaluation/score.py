@@ -20,6 +20,8 @@ from anymal.evaluation.protocol import interval_note
 
 DECIMALS = 6
 MAJORITY = "majority"
+BASELINE = "baseline"
+"""What another model says of the same samples with the right inputs."""
 CLASS = "class_accuracy"
 
 Record = dict[str, Any]
@@ -34,25 +36,60 @@ class Scores:
     records: dict[str, dict[str, list[Record]]]
 
 
-def score_all(folders: Sequence[Path], *, resamples: int, seed: int) -> tuple[Scores, dict[str, Path]]:
+Read = dict[str, tuple[Path, dict[str, Any], dict[str, list[Record]]]]
+"""Modality -> its predictions folder, protocol and records by task."""
+
+
+def score_all(folders: Sequence[Path], baselines: Sequence[Path] = (), *, resamples: int, seed: int) -> tuple[Scores, dict[str, Path]]:
     """Score several predictions folders; also says which modality's predictions are where.
 
+    Args:
+        baselines: predictions of another model for the same samples, of any of the modalities; they become the condition `baseline`, so that
+            each gap to it is paired.
+
     Raises:
-        AnymalError: as `score_predictions`, and if two folders hold the same modality, or captions are to be scored and Java is missing.
+        AnymalError: as `score_predictions`, and if two folders hold the same modality, a baseline does not match, or captions are to be scored
+            and Java is missing.
     """
-    read: dict[str, tuple[Path, dict[str, Any], dict[str, list[Record]]]] = {}
-    for folder in folders:
-        protocol, records = read_predictions(folder)
-        modality = protocol["modality"]
-        if modality in read:
-            raise DataError(f"{folder}: holds predictions of {modality}, as {read[modality][0]} does; give one predictions folder per modality")
-        read[modality] = (folder, protocol, records)
+    read = _read_all(folders)
+    for modality, (folder, _, records) in _read_all(baselines).items():
+        if modality not in read:
+            raise DataError(f"{folder}: is a baseline of {modality}, which --predictions lacks; leave it out")
+        _join_baseline(read[modality][2], records, folder)
     results, scored = {}, {}
     with captions.open_meteor() if any("caption" in records for _, _, records in read.values()) else nullcontext() as meteor:
         for modality, (_, protocol, records) in sorted(read.items()):
             results[modality] = score_predictions(protocol, records, meteor=meteor, resamples=resamples, seed=seed)
             scored[modality] = records
     return Scores(results, scored), {modality: folder for modality, (folder, _, _) in sorted(read.items())}
+
+
+def _read_all(folders: Sequence[Path]) -> Read:
+    read: Read = {}
+    for folder in folders:
+        protocol, records = read_predictions(folder)
+        modality = protocol["modality"]
+        if modality in read:
+            raise DataError(f"{folder}: holds predictions of {modality}, as {read[modality][0]} does; give one predictions folder per modality")
+        read[modality] = (folder, protocol, records)
+    return read
+
+
+def _join_baseline(records: Mapping[str, list[Record]], others: Mapping[str, list[Record]], folder: Path) -> None:
+    """Add what another model said as one more condition."""
+    for task, entries in others.items():
+        known = {_name(record): record for record in entries}
+        if [_name(record) for record in records.get(task, [])] != list(known):
+            raise DataError(f"{folder}: its {task} records are of other samples than the predictions to compare it with; evaluate both models "
+                            "with the same knobs")
+        for record in records[task]:
+            for field in ("prediction", "nll"):
+                if field in record:
+                    record[field][BASELINE] = known[_name(record)][field]["right"]
+
+
+def _name(record: Record) -> str:
+    return str(record.get("question_id", record.get("key")))
 
 
 def score_predictions(

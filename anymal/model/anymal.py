@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anymal.data.features import TRAINED_ENCODER
-from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.manifest import write_manifest
 from anymal.data.tensors import save_tensors
-from anymal.errors import BundleError, DataError, NumericalError
+from anymal.errors import BundleError, ConfigError, DataError, NumericalError
+from anymal.model.adapter import load_adapter, merge_adapter
+from anymal.model.checkpoint import METADATA, WEIGHTS, read_checkpoints
 from anymal.model.encoders import Encoder, load_encoder
 from anymal.model.llm import PrefixCache, load_llm
 from anymal.model.projectors import build_projector
-from anymal.model.prompt import Pieces, Prompt, Template, tokenize
+from anymal.model.prompt import Exchange, Pieces, Prompt, Template, answer_ids, tokenize, tokenize_dialogue
 from anymal.progress import track
-
-CHECKPOINT_METADATA = "projector.json"
-CHECKPOINT_WEIGHTS = "projector.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,21 @@ class AnyMAL(nn.Module):
         self._encoder_folders = dict(encoder_folders)
         self._encoders: dict[str, Encoder] = {}
         self._prefixes = PrefixCache(llm)
+        self.shares_prefixes = True
+        """Whether what all prompts of a batch begin with goes through the LLM once; gradient checkpointing does not allow it."""
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the LLM's activations in the backward pass: memory of one block at a time, at the price of a second forward pass.
+
+        Raises:
+            ConfigError: if the LLM has dropout, which the training mode that this needs would switch on.
+        """
+        if rate := getattr(self.llm.config, "attention_dropout", 0.0):
+            raise ConfigError(f"gradient_checkpointing: the LLM has attention_dropout = {rate}; set it to 0 in its config.json, or switch "
+                              "gradient_checkpointing off")
+        self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.llm.train()
+        self.shares_prefixes = False
 
     @property
     def end_of_turn(self) -> int:
@@ -98,11 +112,22 @@ class AnyMAL(nn.Module):
             self._check_reads(medium.modality)
         return tokenize(prompt, self.tokenizer)
 
+    def tokenize_dialogue(self, prompt: Prompt) -> tuple[Exchange, ...]:
+        """A whole conversation for training, each turn tokenised as it will be asked.
+
+        Raises:
+            DataError: as `tokenize` does, and if the chat template does not allow it.
+        """
+        for medium in prompt.media:
+            self._check_reads(medium.modality)
+        return tokenize_dialogue(prompt, self.tokenizer)
+
     def length(self, sample: Pieces) -> int:
         """Tokens of a prompt as the LLM sees it: text and modality tokens."""
         return sum(map(len, sample.texts)) + sum(self.metadata[medium.modality]["projector"]["arguments"]["tokens"] for medium in sample.media)
 
-    def _check_fits(self, lengths: Sequence[int], more: int) -> None:
+    def check_fits(self, lengths: Sequence[int], more: int) -> None:
+        """Raises DataError if prompts of these lengths, and answers of `more` tokens, are longer than the LLM's context."""
         limit = getattr(self.llm.config, "max_position_embeddings", None)
         longest = max(lengths)
         if limit is not None and longest + more > limit:
@@ -111,25 +136,53 @@ class AnyMAL(nn.Module):
 
     def target_ids(self, target: str) -> list[int]:
         """Token ids of an answer, the end of turn included."""
-        return [*self.tokenizer(target, add_special_tokens=False)["input_ids"], self.end_of_turn]
+        return list(answer_ids(target, self.tokenizer))
 
     def token_losses(self, samples: Sequence[Pieces], targets: Sequence[Sequence[int]]) -> TokenLosses:
-        """Negative log-likelihood of each target token given its prompt; logits are made for these positions only.
+        """Negative log-likelihood of each target token given its prompt: `dialogue_losses` of single turns."""
+        return self.dialogue_losses([(Exchange(sample, tuple(target)),) for sample, target in zip(samples, targets, strict=True)])
 
-        Sequences are padded on the right, where causal attention never looks, so padding cannot change a loss.
+    def dialogue_losses(self, dialogues: Sequence[Sequence[Exchange]]) -> TokenLosses:
+        """Negative log-likelihood of each answer token of each turn given all before it; logits are made for these positions only.
+
+        Sequences are padded on the right, where causal attention never looks, so padding cannot change a loss. What all of them begin with
+        goes through the LLM once.
         """
-        shared = self._shared_prefix(samples)
-        rows = [torch.cat([row, self._embed(target[:-1])]) for row, target in zip(self._embed_prompts(samples, len(shared)), targets, strict=True)]
-        lengths = [len(row) for row in rows]
+        shared = self._shared_prefix([dialogue[0].prompt for dialogue in dialogues])
+        rows, answered = self._embed_dialogues(dialogues, len(shared))
         batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         positions = torch.arange(len(shared), len(shared) + batch.shape[1], device=batch.device).expand(len(rows), -1)
         cache = self._prefixes.get(shared, len(rows)) if shared else None
         hidden = self.llm.base_model(
             inputs_embeds=batch, position_ids=positions, past_key_values=cache, use_cache=cache is not None).last_hidden_state
-        supervised = torch.cat([hidden[i, length - len(target) : length] for i, (length, target) in enumerate(zip(lengths, targets, strict=True))])
+        supervised = torch.cat([hidden[i, start - 1 : end - 1] for i, spans in enumerate(answered) for start, end in spans])
         logits = self.llm.get_output_embeddings()(supervised).float()
-        wanted = torch.tensor([token for target in targets for token in target], device=logits.device)
-        return TokenLosses(functional.cross_entropy(logits, wanted, reduction="none"), [len(target) for target in targets])
+        wanted = torch.tensor([token for dialogue in dialogues for turn in dialogue for token in turn.answer], device=logits.device)
+        lengths = [sum(len(turn.answer) for turn in dialogue) for dialogue in dialogues]
+        return TokenLosses(functional.cross_entropy(logits, wanted, reduction="none"), lengths)
+
+    def _embed_dialogues(self, dialogues: Sequence[Sequence[Exchange]], skip: int) -> tuple[list[Tensor], list[list[tuple[int, int]]]]:
+        """Each dialogue as embeddings (tokens, LLM dim) without its first `skip` tokens, and where its answers stand in it.
+
+        The very last token of a dialogue is predicted only, so it is not among the embeddings.
+        """
+        prompts = iter(self._embed_prompts([turn.prompt for dialogue in dialogues for turn in dialogue],
+                                           [0 if place else skip for dialogue in dialogues for place in range(len(dialogue))]))
+        rows: list[Tensor] = []
+        answered: list[list[tuple[int, int]]] = []
+        for dialogue in dialogues:
+            parts: list[Tensor] = []
+            spans: list[tuple[int, int]] = []
+            length = 0
+            for turn in dialogue:
+                prompt, answer = next(prompts), self._embed(turn.answer)
+                start = length + len(prompt)
+                length = start + len(answer)
+                parts += [prompt, answer]
+                spans.append((start, length))
+            rows.append(torch.cat(parts)[:-1])
+            answered.append(spans)
+        return rows, answered
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], targets: Sequence[str], *, batch_size: int, progress: str | None = None) -> list[tuple[float, int]]:
@@ -137,7 +190,7 @@ class AnyMAL(nn.Module):
         samples, ids = [self.tokenize(prompt) for prompt in prompts], [self.target_ids(target) for target in targets]
         results: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
         lengths = [self.length(s) + len(t) for s, t in zip(samples, ids, strict=True)]
-        self._check_fits(lengths, 0)
+        self.check_fits(lengths, 0)
         for rows in self._batches(lengths, batch_size, progress):
             losses = self.token_losses([samples[i] for i in rows], [ids[i] for i in rows])
             for i, part in zip(rows, losses.values.split(losses.lengths), strict=True):
@@ -152,7 +205,7 @@ class AnyMAL(nn.Module):
         samples = [self.tokenize(prompt) for prompt in prompts]
         answers = [""] * len(samples)
         lengths = [self.length(s) for s in samples]
-        self._check_fits(lengths, max_new_tokens)
+        self.check_fits(lengths, max_new_tokens)
         for rows in self._batches(lengths, batch_size, progress):
             texts = self._generate([samples[i] for i in rows], max_new_tokens)
             for i, text in zip(rows, texts, strict=True):
@@ -160,7 +213,7 @@ class AnyMAL(nn.Module):
         return answers
 
     def _generate(self, samples: Sequence[Pieces], max_new_tokens: int) -> list[str]:
-        rows = self._embed_prompts(samples, 0)
+        rows = self._embed_prompts(samples, [0] * len(samples))
         longest = max(map(len, rows))
         batch = torch.stack([functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.stack([(torch.arange(longest, device=batch.device) >= longest - len(row)).long() for row in rows])
@@ -177,28 +230,35 @@ class AnyMAL(nn.Module):
                 yield rows
                 bar.update(len(rows))
 
-    @staticmethod
-    def _shared_prefix(samples: Sequence[Pieces]) -> tuple[int, ...]:
-        first = samples[0].texts[0]
-        return first if samples[0].media and all(sample.texts[0] == first for sample in samples) else ()
+    def _shared_prefix(self, samples: Sequence[Pieces]) -> tuple[int, ...]:
+        """The tokens that all prompts begin with, before their first medium; at least one token is left to each."""
+        if not self.shares_prefixes:
+            return ()
+        starts = [sample.texts[0] if sample.media else sample.texts[0][:-1] for sample in samples]
+        shortest = min(starts, key=len)
+        for place, token in enumerate(shortest):
+            if any(start[place] != token for start in starts):
+                return shortest[:place]
+        return shortest
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         tokens = torch.tensor(list(ids), dtype=torch.long, device=self.llm.device)
         embedded: Tensor = self.llm.get_input_embeddings()(tokens)
         return embedded
 
-    def _embed_prompts(self, samples: Sequence[Pieces], skip: int) -> list[Tensor]:
-        """Each prompt as embeddings (tokens, LLM dim), the first `skip` tokens left out; media are projected a modality at a time."""
-        projected = self._project(samples)
+    def _embed_prompts(self, samples: Sequence[Pieces], skip: Sequence[int]) -> list[Tensor]:
+        """Each prompt as embeddings (tokens, LLM dim), the first `skip` tokens of each left out; media are projected a modality at a time."""
+        projected = self.project(samples)
         rows = []
-        for sample, media in zip(samples, projected, strict=True):
-            parts = [self._embed(sample.texts[0][skip:])]
+        for sample, media, left_out in zip(samples, projected, skip, strict=True):
+            parts = [self._embed(sample.texts[0][left_out:])]
             for tokens, text in zip(media, sample.texts[1:], strict=True):
                 parts += [tokens, self._embed(text)]
             rows.append(torch.cat(parts))
         return rows
 
-    def _project(self, samples: Sequence[Pieces]) -> list[list[Tensor]]:
+    def project(self, samples: Sequence[Pieces]) -> list[list[Tensor]]:
+        """The modality tokens of each sample's media, each (tokens, LLM dim); each projector runs once."""
         places: dict[str, list[tuple[int, int]]] = {}
         for i, sample in enumerate(samples):
             for j, medium in enumerate(sample.media):
@@ -229,24 +289,13 @@ def embedding_scale(llm: Any) -> float:
     return float(llm.get_input_embeddings().weight.float().pow(2).mean().sqrt())
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint folder whose files are all there and unchanged.
-
-    Raises:
-        BundleError: naming what is missing, extra or changed.
-    """
-    verify_manifest(folder, error=BundleError)
-    metadata: dict[str, Any] = json.loads((folder / CHECKPOINT_METADATA).read_text())
-    return metadata
-
-
 def write_checkpoint(folder: Path, projector: nn.Module, metadata: Mapping[str, Any], trained_encoder: Path | None) -> None:
     """Write a projector with what `metadata` says of it, and its encoder's own folder, if no asset holds the encoder.
 
     `metadata` holds `modality`, `llm`, `encoder`, `introduction`, `templates` and `projector` (kind and arguments).
     """
-    save_tensors(folder / CHECKPOINT_WEIGHTS, projector.state_dict())
-    (folder / CHECKPOINT_METADATA).write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
+    save_tensors(folder / WEIGHTS, projector.state_dict())
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
     if trained_encoder is not None:
         shutil.copytree(trained_encoder, folder / TRAINED_ENCODER, dirs_exist_ok=True, copy_function=shutil.copyfile)
     write_manifest(folder)
@@ -267,41 +316,39 @@ def load_projector(folder: Path, metadata: Mapping[str, Any]) -> nn.Module:
     try:
         projector = build_projector(metadata["projector"]["kind"], metadata["projector"]["arguments"])
     except (KeyError, TypeError) as error:
-        raise BundleError(f"{folder / CHECKPOINT_METADATA}: describes no projector that this version builds ({error}); run align again") from error
+        raise BundleError(f"{folder / METADATA}: describes no projector that this version builds ({error}); run align again") from error
     try:
-        projector.load_state_dict(load_file(folder / CHECKPOINT_WEIGHTS), strict=True)
+        projector.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except RuntimeError as error:
-        raise BundleError(f"{folder / CHECKPOINT_WEIGHTS}: does not fit the projector that {CHECKPOINT_METADATA} describes: {error}") from error
+        raise BundleError(f"{folder / WEIGHTS}: does not fit the projector that {METADATA} describes: {error}") from error
     return projector.eval().requires_grad_(False)
 
 
 def load_anymal(assets: Path | Mapping[str, Path], checkpoints: Sequence[Path], *, dtype: str = "bfloat16", quantization: str = "none",
-                attention: str = "eager") -> AnyMAL:
-    """Assemble a model for inference from checkpoint folders (one per modality).
+                attention: str = "eager", merge: bool = False) -> AnyMAL:
+    """Assemble a model for inference from checkpoints, one per modality, or from what finetune wrote.
 
     Args:
         assets: the folder that holds one folder per asset name, or asset name -> folder.
-        checkpoints: folders that align wrote, one per modality; all must name the same LLM.
+        checkpoints: folders that align wrote, or one that finetune wrote; all must name the same LLM.
         dtype: of the LLM. Generation may use another precision than training did (paper section 3.1).
+        merge: add the LLM's adapter into its weights: faster, rounded to their precision.
 
     Raises:
-        BundleError: if a checkpoint is damaged or two checkpoints disagree.
+        BundleError: if a checkpoint is damaged, two disagree, or the adapter that they were tuned with is missing.
     """
-    described = {folder: read_checkpoint(folder) for folder in checkpoints}
-    llms = {metadata["llm"] for metadata in described.values()}
-    modalities = [metadata["modality"] for metadata in described.values()]
-    if len(set(modalities)) != len(modalities):
-        raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: one per modality is needed, these are of {', '.join(modalities)}")
-    if len(llms) != 1:
-        raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: must be of one LLM, they name {', '.join(sorted(llms)) or 'none'}")
+    found = read_checkpoints(checkpoints)
 
     def asset(name: str) -> Path:
         return assets / name if isinstance(assets, Path) else assets[name]
 
-    llm, tokenizer = load_llm(asset(llms.pop()), dtype=dtype, quantization=quantization, attention=attention)
-    encoders = {entry["modality"]: folder / TRAINED_ENCODER if entry["encoder"]["asset"] is None else asset(entry["encoder"]["asset"])
-                for folder, entry in described.items()}
+    llm, tokenizer = load_llm(asset(found.llm), dtype=dtype, quantization=quantization, attention=attention)
+    if found.adapter is not None:
+        load_adapter(llm, found.adapter)
+        if merge:
+            merge_adapter(llm)
+    encoders = {modality: found.folders[modality] / TRAINED_ENCODER if entry["encoder"]["asset"] is None else asset(entry["encoder"]["asset"])
+                for modality, entry in found.metadata.items()}
     return AnyMAL(
-        llm, tokenizer, {entry["modality"]: load_projector(folder, entry).to(llm.device) for folder, entry in described.items()},
-        templates=read_templates(described.values()),
-        metadata={entry["modality"]: entry for entry in described.values()}, encoder_folders=encoders)
+        llm, tokenizer, {modality: load_projector(found.folders[modality], entry).to(llm.device) for modality, entry in found.metadata.items()},
+        templates=read_templates(found.metadata.values()), metadata=found.metadata, encoder_folders=encoders)

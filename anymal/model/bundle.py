@@ -3,6 +3,7 @@
     bundle.json            format, LLM and encoder assets (their lock entries and SHA-256), inference settings, provenance
     MODALITY/              align's checkpoint of each modality: projector.safetensors, projector.json, manifest.json; and `encoder/`, if the
                            encoder was trained here and no asset holds it
+    adapter/               LoRA adapter of the LLM, in PEFT's format, if the projectors were tuned with one
     README.md              model card
     manifest.json          SHA-256 and size of every file above
 
@@ -15,19 +16,17 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from anymal.data.assets import asset_document, parse_entry, read_asset, resolve
+from anymal.data.asset_folders import read_asset
 from anymal.data.manifest import MANIFEST, sha256_of, verify_manifest, write_manifest
-from anymal.errors import AnymalError, BundleError, ConfigError
-
-if TYPE_CHECKING:
-    from anymal.model.anymal import AnyMAL
+from anymal.errors import BundleError
+from anymal.model.checkpoint import ADAPTER, read_checkpoints
 
 BUNDLE = "bundle.json"
 CARD = "README.md"
-FORMAT = 1
-INFERENCE = {"dtype": str, "quantization": str, "attention": str, "max_new_tokens": int}
+FORMAT = 2
+INFERENCE = {"dtype": str, "quantization": str, "attention": str, "merge": bool, "max_new_tokens": int}
 
 
 def write_bundle(folder: Path, *, checkpoints: Sequence[Path], assets: Path, inference: Mapping[str, Any], card: str,
@@ -36,9 +35,9 @@ def write_bundle(folder: Path, *, checkpoints: Sequence[Path], assets: Path, inf
 
     Args:
         folder: must not exist.
-        checkpoints: align's checkpoint folders, one per modality, of one LLM.
+        checkpoints: align's checkpoint folders, one per modality, of one LLM; or the folder that finetune wrote.
         assets: the folder ingest wrote; the LLM and the encoders are looked up there by the names in the checkpoints.
-        inference: `dtype`, `quantization` and `attention` of the LLM and `max_new_tokens` of an answer.
+        inference: `dtype`, `quantization` and `attention` of the LLM, whether to `merge` its adapter, and `max_new_tokens` of an answer.
         card: model card, Markdown.
         provenance: what it was made from and how it was measured (JSON), kept as it is: what a gate needs to compare two bundles.
 
@@ -48,24 +47,22 @@ def write_bundle(folder: Path, *, checkpoints: Sequence[Path], assets: Path, inf
     Raises:
         BundleError: if a checkpoint is damaged, two are of one modality or of different LLMs, or an asset is missing.
     """
-    described = [(source, read_checkpoint_metadata(source)) for source in checkpoints]
-    modalities = [metadata["modality"] for _, metadata in described]
-    llms = sorted({metadata["llm"] for _, metadata in described})
-    if len(set(modalities)) != len(modalities) or len(llms) != 1:
-        raise BundleError(f"checkpoints {', '.join(map(str, checkpoints))}: a bundle takes one checkpoint per modality, all of one LLM; "
-                          f"these are of {', '.join(modalities) or 'none'} and of {', '.join(llms) or 'none'}")
-    names = {*llms, *(metadata["encoder"]["asset"] for _, metadata in described)} - {None}
+    found = read_checkpoints(checkpoints)
+    names = {found.llm, *(metadata["encoder"]["asset"] for metadata in found.metadata.values())} - {None}
     document = {
         "format": FORMAT,
-        "llm": llms[0],
-        "encoders": {metadata["modality"]: metadata["encoder"]["asset"] for _, metadata in described},
+        "llm": found.llm,
+        "adapter": None if found.adapter is None else sha256_of(found.adapter / MANIFEST),
+        "encoders": {modality: metadata["encoder"]["asset"] for modality, metadata in found.metadata.items()},
         "assets": {name: asset_record(assets / name) for name in sorted(names)},
         "inference": dict(inference),
         "provenance": dict(provenance),
     }
     folder.mkdir(parents=True)
-    for source, metadata in described:
-        shutil.copytree(source, folder / metadata["modality"], copy_function=shutil.copyfile)
+    for modality, source in found.folders.items():
+        shutil.copytree(source, folder / modality, copy_function=shutil.copyfile)
+    if found.adapter is not None:
+        shutil.copytree(found.adapter, folder / ADAPTER, copy_function=shutil.copyfile)
     (folder / BUNDLE).write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
     write_manifest(folder)
@@ -88,46 +85,13 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
         raise BundleError(f"{folder / BUNDLE}: format = {found}: this version reads format {FORMAT}; register the model again with this version")
-    absent = [key for key in ("llm", "encoders", "assets", "inference", "provenance") if key not in document]
+    absent = [key for key in ("llm", "adapter", "encoders", "assets", "inference", "provenance") if key not in document]
     absent += [f"inference.{key}" for key, kind in INFERENCE.items() if not isinstance(document.get("inference", {}).get(key), kind)]
     named = {document.get("llm"), *document.get("encoders", {}).values()} - {None}
     absent += [f"assets.{name}" for name in sorted(named) if name not in document.get("assets", {})]
     if absent:
         raise BundleError(f"{folder / BUNDLE}: lacks {', '.join(absent)}; register the model again")
     return document
-
-
-def load_bundle(folder: Path, *, dtype: str | None = None, quantization: str | None = None, attention: str | None = None) -> AnyMAL:
-    """A model ready to answer; bundle, LLM and encoders are verified first. What is not given is as the bundle was measured.
-
-    Raises:
-        BundleError: if the bundle, or an asset it names, is incomplete, has extra files or was changed.
-        AssetError: if the LLM or an encoder is not on this machine and cannot be fetched.
-    """
-    document = read_bundle(folder)
-    assets = {name: _resolve(folder, name, record) for name, record in document["assets"].items()}
-    # Imported after the checks: torch and transformers take seconds, a damaged bundle should be named at once.
-    from anymal.model.anymal import load_anymal
-
-    settings = document["inference"]
-    return load_anymal(assets, [folder / modality for modality in document["encoders"]], dtype=dtype or settings["dtype"],
-                       quantization=quantization or settings["quantization"], attention=attention or settings["attention"])
-
-
-def read_checkpoint_metadata(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's projector.json, its files verified; without loading torch.
-
-    Raises:
-        BundleError: if it is damaged or no checkpoint.
-    """
-    verify_manifest(folder, error=BundleError)
-    try:
-        metadata = json.loads((folder / "projector.json").read_text(encoding="utf-8"))
-        _ = metadata["modality"], metadata["llm"], metadata["encoder"]["asset"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder}: is no checkpoint of align (projector.json: {error!r}); give the folder of align's port `checkpoint`") from error
-    result: dict[str, Any] = metadata
-    return result
 
 
 def asset_record(folder: Path) -> dict[str, Any]:
@@ -137,21 +101,6 @@ def asset_record(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder}: the checkpoint needs this asset, but there is no asset.json; name it in ingest.assets and run ingest")
     verify_manifest(folder, error=BundleError)
     return {"entry": record, "sha256": sha256_of(folder / MANIFEST)}
-
-
-def _resolve(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
-    try:
-        entry = parse_entry(name, {key: value for key, value in record["entry"].items() if key != "name"}, BUNDLE)
-        path = resolve(asset_document(name, entry))
-    except (ConfigError, KeyError, AttributeError) as error:
-        raise BundleError(f"{folder / BUNDLE}: the record of asset {name} cannot be used ({error}); register the model again") from error
-    except AnymalError as error:
-        raise type(error)(f"{folder} needs asset {name}: {error}") from error
-    found = sha256_of(path / MANIFEST)
-    if found != record["sha256"]:
-        raise BundleError(f"{folder} was made with asset {name} of SHA-256 {record['sha256'][:12]}…, but {path} has {found[:12]}…; "
-                          f"remove {path} and run ingest with the lock of that time, or register the model again")
-    return path
 
 
 def bundle_sha256(folder: Path) -> str:

@@ -63,8 +63,16 @@ def keep_quantized_backward_right(llm: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+PREFIXES = 16
+"""Prefixes kept at once, the oldest dropped first."""
+
+
 class PrefixCache:
-    """Keys and values of constant prompt prefixes, computed once: nothing in them depends on a projector."""
+    """Keys and values of prompt prefixes that a batch shares, computed for one sequence.
+
+    Those of a frozen LLM are kept: nothing in them depends on a projector. Those of an LLM in training (an adapter) are made anew each time,
+    with gradients.
+    """
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -74,13 +82,24 @@ class PrefixCache:
         """A fresh cache object that holds the prefix for `batch` sequences."""
         from transformers import DynamicCache
 
-        if prefix not in self._known:
-            filled: Any = DynamicCache()
-            with torch.no_grad():
-                ids = torch.tensor([prefix], device=self._llm.device)
-                self._llm.base_model(input_ids=ids, past_key_values=filled, use_cache=True)
-            self._known[prefix] = [(layer.keys, layer.values) for layer in filled.layers]
+        if any(parameter.requires_grad for parameter in self._llm.parameters()):
+            self._known.clear()
+            known = self._run(prefix)
+        else:
+            if prefix not in self._known:
+                if len(self._known) == PREFIXES:
+                    del self._known[next(iter(self._known))]
+                with torch.no_grad():
+                    self._known[prefix] = self._run(prefix)
+            known = self._known[prefix]
         cache = DynamicCache()
-        for index, (keys, values) in enumerate(self._known[prefix]):
+        for index, (keys, values) in enumerate(known):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
         return cache
+
+    def _run(self, prefix: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        from transformers import DynamicCache
+
+        filled: Any = DynamicCache()
+        self._llm.base_model(input_ids=torch.tensor([prefix], device=self._llm.device), past_key_values=filled, use_cache=True)
+        return [(layer.keys, layer.values) for layer in filled.layers]

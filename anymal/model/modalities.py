@@ -6,10 +6,11 @@ A package of one's own registers at import with `register_encoder`, or names its
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -47,9 +48,15 @@ def register_encoder(kind: str, modality: str, factory: str | Callable[..., Any]
     _ENCODERS[kind] = (modality, factory)
 
 
+@functools.cache
+def _plugged() -> tuple[EntryPoint, ...]:
+    """Entry points of installed packages; what is installed does not change while a process runs, and looking takes milliseconds."""
+    return tuple(entry_points(group=ENTRY_POINTS))
+
+
 def _known() -> dict[str, tuple[str, str | Callable[..., Any]]]:
     found = dict(_ENCODERS)
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in _plugged():
         if point.name not in found:
             encoder = point.load()
             register_encoder(point.name, encoder.modality, encoder)

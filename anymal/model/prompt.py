@@ -73,17 +73,63 @@ class Pieces:
     media: tuple[Medium, ...]
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """One turn of a conversation after tokenisation: what stands before the answer, and the answer with its end of turn."""
+
+    prompt: Pieces
+    answer: tuple[int, ...]
+
+
 def tokenize(prompt: Prompt, tokenizer: Any) -> Pieces:
     """Render with the tokenizer's chat template, split at the placeholders and tokenise each piece.
 
     Raises:
         DataError: if the placeholders and the media do not match one to one, in order.
     """
-    text = tokenizer.apply_chat_template([dict(m) for m in prompt.messages], tokenize=False, add_generation_prompt=True)
+    return _pieces(_render(prompt.messages, tokenizer), prompt.media, tokenizer)
+
+
+def tokenize_dialogue(prompt: Prompt, tokenizer: Any) -> tuple[Exchange, ...]:
+    """A conversation whose last message is an answer; each turn is tokenised exactly as `tokenize` would have it answered.
+
+    Raises:
+        DataError: if the placeholders and the media do not match one to one, in order, or if the chat template changes what was said
+            before when a turn is added, so that no turn could be trained as it will be asked.
+    """
+    exchanges: list[Exchange] = []
+    rendered, used = "", 0
+    for end, message in enumerate(prompt.messages):
+        if message["role"] != "assistant":
+            continue
+        before = _render(prompt.messages[:end], tokenizer)
+        if not before.startswith(rendered):
+            raise DataError("the tokenizer's chat template rewrites earlier turns when one is added; fine-tune it on single turns")
+        text = before[len(rendered) :]
+        count = len(placeholder().findall(text))
+        pieces = _pieces(text, prompt.media[used : used + count], tokenizer)
+        exchanges.append(Exchange(pieces, answer_ids(message["content"], tokenizer)))
+        rendered, used = f"{before}{message['content']}{tokenizer.eos_token}", used + count
+    if used != len(prompt.media):
+        raise DataError(f"the conversation has {used} placeholders but {len(prompt.media)} inputs are given; give one input per placeholder")
+    return tuple(exchanges)
+
+
+def answer_ids(answer: str, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of an answer, the end of turn included."""
+    return (*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+
+
+def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
+    text: str = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _pieces(text: str, media: Sequence[Medium], tokenizer: Any) -> Pieces:
     parts = placeholder().split(text)
-    wanted, given = parts[1::2], [medium.modality for medium in prompt.media]
+    wanted, given = parts[1::2], [medium.modality for medium in media]
     if wanted != given:
         raise DataError(f"the prompt's placeholders are {wanted or 'none'} but the inputs given are {given or 'none'}; "
                         "give one input per placeholder, in order")
     texts = tuple(tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else () for part in parts[0::2])
-    return Pieces(texts, tuple(prompt.media))
+    return Pieces(texts, tuple(media))

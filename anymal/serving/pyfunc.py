@@ -53,7 +53,8 @@ class AnyMALPredictor:
 
 def _load_pyfunc(path: str) -> AnyMALPredictor:
     """Called by MLflow with the folder of the bundle."""
-    from anymal.model.bundle import load_bundle, read_bundle
+    from anymal.model.bundle import read_bundle
+    from anymal.model.loading import load_bundle
 
     folder = Path(path)
     return AnyMALPredictor(load_bundle(folder), read_bundle(folder)["inference"]["max_new_tokens"])

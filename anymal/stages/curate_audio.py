@@ -143,4 +143,4 @@ def curate_audio(config: CurateAudioConfig, *, assets: In, shards: Out, report: 
         output.write_report(report, figures, candidates, rate=config.rate, examples=config.report_examples, **words)
         output.write_card(shards, figures, candidates, **words)
     write_manifest(shards)
-    statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    statistics.write_text(json.dumps({"modality": "audio", **figures}, indent=1) + "\n", encoding="utf-8")

@@ -147,4 +147,4 @@ def curate_image(config: CurateImageConfig, *, assets: In, shards: Out, stamps: 
     output.write_card(shards, figures=figures, curated=curated, counts=counts, shards=names)
     for folder in (shards, stamps):
         write_manifest(folder)
-    statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    statistics.write_text(json.dumps({"modality": "image", **figures}, indent=1) + "\n", encoding="utf-8")

@@ -117,4 +117,4 @@ def curate_imu(config: CurateImuConfig, *, assets: In, shards: Out, report: Out,
         motions.write_report(report, curated, figures, config.report_examples)
     motions.write_card(shards, curated, figures)
     write_manifest(shards)
-    statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    statistics.write_text(json.dumps({"modality": "imu", **figures}, indent=1) + "\n", encoding="utf-8")

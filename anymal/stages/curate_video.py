@@ -96,8 +96,9 @@ def curate_video(config: CurateVideoConfig, *, stamps: In, assets: In, shards: O
     from anymal.curation import clip_shards
     from anymal.curation.captions import CaptionLimits
     from anymal.curation.clip_shards import ClipSource, Curated, VideoLimits
-    from anymal.curation.clips import load_stamps, plan_clips
+    from anymal.curation.clips import plan_clips
     from anymal.curation.duplicates import SPLITS
+    from anymal.curation.stamps import load_stamps
     from anymal.data.manifest import write_manifest
 
     for port, folder in (("stamps", stamps), ("assets", assets)):
@@ -120,5 +121,5 @@ def curate_video(config: CurateVideoConfig, *, stamps: In, assets: In, shards: O
     clip_shards.write_card(shards, curated, figures)
     write_manifest(shards)
     clip_shards.write_report(report, curated, figures, report_examples=config.report_examples)
-    statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    statistics.write_text(json.dumps({"modality": "video", **figures}, indent=1) + "\n", encoding="utf-8")
     print(f"curate_video: {figures['kept']} clips of {figures['seen']} kept", file=sys.stderr)

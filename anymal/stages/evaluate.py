@@ -62,6 +62,8 @@ class EvaluateConfig(Config):
     """Of the LLM; it may be another than in training (paper section 3.1)."""
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
+    merge: bool
+    """Add the LLM's adapter, if it has one, into its weights: faster, rounded to their precision."""
     batch_size: int = Field(gt=0)
     caption_kinds: list[str] | None
     """Kinds of samples to caption (null: all). Composed images' captions come from templates: easier words than those of photos."""
@@ -102,8 +104,7 @@ def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards:
 
     wanted = [config.modality] if config.mixed is None else [part.modality for part in config.mixed.parts]
     inputs = match_inputs(checkpoints, features, shards, wanted=wanted, split=SPLIT)
-    model = load_anymal(
-        assets, [entry.checkpoint for entry in inputs.values()], dtype=config.dtype, quantization=config.quantization, attention=config.attention)
+    model = load_anymal(assets, checkpoints, dtype=config.dtype, quantization=config.quantization, attention=config.attention, merge=config.merge)
     predictor = Predictor(model, {modality: entry.store for modality, entry in inputs.items()}, batch_size=config.batch_size)
     llm = llm_note(model.metadata[wanted[0]]["llm"], config.dtype, config.quantization)
     shared: dict[str, Any] = {"seed": config.seed, "split": SPLIT, "llm": llm}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from anymal.data.assets import install, provide, read_lock, unknown_name
+from anymal.data.asset_folders import install
+from anymal.data.assets import provide
+from anymal.data.lock import read_lock, unknown_name
 from anymal.data.manifest import write_manifest
 from anymal.errors import ConfigError
 from anymal.stage import Config, In, Out

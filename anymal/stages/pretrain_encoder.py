@@ -92,7 +92,7 @@ def pretrain_encoder(config: PretrainEncoderConfig, *, shards: In, assets: In, e
 
 def pass_on(name: str, assets: Path, *, encoders: Path, plots: Path, metrics: Path) -> None:
     """Let an asset be the encoder; there is nothing to draw."""
-    from anymal.data.assets import install, read_asset
+    from anymal.data.asset_folders import install, read_asset
 
     if read_asset(assets / name) is None:
         raise DataError(f"pretrain_encoder.pretrained = {name}: {assets} has no such asset; name it in ingest.assets and run ingest")

@@ -21,6 +21,7 @@ class InferenceConfig(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"]
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
+    merge: bool
     max_new_tokens: int = Field(gt=0)
 
 
@@ -46,20 +47,23 @@ def register(
 ) -> None:
     """Write the model bundle and register it as a candidate.
 
-    `checkpoints` and `statistics` are of the same modalities, in the same order.
+    `checkpoints` are what finetune wrote, or align's, one per modality; `statistics` are curation's, of the same modalities.
     """
     from anymal import __version__
-    from anymal.model.bundle import asset_record, read_checkpoint_metadata, write_bundle
+    from anymal.model.bundle import asset_record, write_bundle
+    from anymal.model.checkpoint import read_checkpoints
     from anymal.registry import register_bundle
     from anymal.serving.card import model_card
 
-    if len(checkpoints) != len(statistics):
-        raise DataError(f"register: {len(checkpoints)} checkpoints but {len(statistics)} statistics; give one of each per modality, in one order")
+    described = read_checkpoints(checkpoints).metadata
+    paths = {_read(path).get("modality"): path for path in statistics}
+    if paths.keys() != described.keys():
+        raise DataError(f"register: --statistics is of {', '.join(map(str, paths))}, but the checkpoints are of {', '.join(described)}; give the "
+                        "statistics that curation wrote for each of them")
     figures = _read(evaluation)
-    described = {metadata["modality"]: metadata for metadata in map(read_checkpoint_metadata, checkpoints)}
-    facts = dict(zip(described, map(_read, statistics), strict=False))
-    inputs = {f"{modality}.{port}": fingerprint(path) for port, paths in (("checkpoint", checkpoints), ("statistics", statistics))
-              for modality, path in zip(described, paths, strict=False)} | {"evaluation": fingerprint(evaluation)}
+    facts = {modality: {name: value for name, value in _read(path).items() if name != "modality"} for modality, path in paths.items()}
+    inputs = {f"checkpoints.{number}": fingerprint(path) for number, path in enumerate(checkpoints)} | {
+        f"{modality}.statistics": fingerprint(path) for modality, path in paths.items()} | {"evaluation": fingerprint(evaluation)}
     inference = config.inference.model_dump()
     card = model_card(
         name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, statistics=facts,

@@ -15,13 +15,16 @@ class ScoreConfig(Config):
     """Examples in the report for each group of captions and each kind of question, as far as their inputs were drawn."""
 
 
-def score(config: ScoreConfig, *, predictions: Ins, metrics: Out, report: Out) -> None:
-    """Score the predictions of all modalities with intervals; write the figures and one self-contained report."""
+def score(config: ScoreConfig, *, predictions: Ins, baselines: Ins, metrics: Out, report: Out) -> None:
+    """Score the predictions of all modalities with intervals; write the figures and one self-contained report.
+
+    `baselines` are predictions of another model (before fine-tuning) for the same samples of some of the modalities.
+    """
     from anymal import tracking
     from anymal.evaluation.report import build_report
     from anymal.evaluation.score import dump, headline, score_all
 
-    scores, folders = score_all(predictions, resamples=config.bootstrap_resamples, seed=config.seed)
+    scores, folders = score_all(predictions, baselines, resamples=config.bootstrap_resamples, seed=config.seed)
     metrics.write_text(dump(scores.results), encoding="utf-8")
     report.write_text(build_report(scores, folders, per_group=config.examples, seed=config.seed), encoding="utf-8")
     tracking.log_metrics(headline(scores.results))

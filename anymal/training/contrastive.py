@@ -162,16 +162,20 @@ class Retrieval:
     """Recall@k on held-out pairs: does a medium find a text of its meaning, and a text a medium?"""
 
     def __init__(self, data: MediaSet, texts: TextEncoder, *, batch_size: int) -> None:
-        """Embed the first caption of each meaning.
+        """Embed each meaning as the mean of all its captions: meanings may share some (`The person is doing low rows.`, of either arm).
 
         Raises:
             DataError: if there is only one meaning to choose from.
         """
         if len(data.meanings) < 2:
             raise DataError(f"the validation split holds {len(data.meanings)} distinct label; at least 2 are needed to measure retrieval")
-        first = {int(meaning): captions[0] for meaning, captions in zip(data.meaning[::-1], reversed(data.captions), strict=True)}
+        captions = {int(meaning): sorted(set(found)) for meaning, found in zip(data.meaning, data.captions, strict=True)}
+        distinct = sorted({text for found in captions.values() for text in found})
+        place = {text: number for number, text in enumerate(distinct)}
+        embedded = texts.embed(distinct)
+        means = [embedded[[place[text] for text in captions[number]]].mean(0) for number in range(len(data.meanings))]
         self._data, self._batch_size = data, batch_size
-        self._texts = texts.embed([first[number] for number in range(len(data.meanings))])
+        self._texts = functional.normalize(torch.stack(means), dim=-1)
 
     @torch.no_grad()
     def recalls(self, contrast: Contrast) -> dict[str, float]:

@@ -11,33 +11,58 @@ import numpy as np
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError
 from anymal.model.anymal import AnyMAL
-from anymal.model.prompt import Medium, Pieces, Prompt
+from anymal.model.prompt import Exchange, Medium, Prompt
 from anymal.training.loop import Work
 
 POOL_BATCHES = 8
 """Batches drawn together and bucketed by length."""
 
+CONDITIONS = ("right", "shuffled", "blank")
+"""What held-out samples are scored with: their own media, another sample's, empty ones."""
+
+Dialogue = tuple[Exchange, ...]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and target token ids of equal number."""
+    """Conversations, tokenised; a caption is one of a single turn."""
 
-    prompts: list[Pieces]
-    targets: list[list[int]]
+    dialogues: list[Dialogue]
 
     @property
     def tokens(self) -> int:
         """Tokens that carry loss."""
-        return sum(map(len, self.targets))
+        return sum(len(turn.answer) for dialogue in self.dialogues for turn in dialogue)
 
     def split(self, size: int) -> list[Batch]:
         """Parts of at most `size` samples, in order."""
-        return [Batch(self.prompts[i : i + size], self.targets[i : i + size]) for i in range(0, len(self.prompts), size)]
+        return [Batch(self.dialogues[i : i + size]) for i in range(0, len(self.dialogues), size)]
 
 
 def work_of(model: AnyMAL, batch: Batch, micro_batch_size: int) -> Work:
     """A step's work on a batch: mean loss per target token, `micro_batch_size` samples in memory at once."""
-    return Work((model.token_losses(part.prompts, part.targets).values.sum() / batch.tokens for part in batch.split(micro_batch_size)), batch.tokens)
+    return Work((model.dialogue_losses(part.dialogues).values.sum() / batch.tokens for part in batch.split(micro_batch_size)), batch.tokens)
+
+
+def endless(items: Sequence[int], start: int, count: int, *, seed: tuple[int, ...]) -> list[int]:
+    """`count` items from place `start` of an endless series of permutations of `items`, the same whatever was drawn before."""
+    drawn: list[int] = []
+    place = start
+    while len(drawn) < count:
+        epoch, offset = divmod(place, len(items))
+        order = np.random.default_rng((*seed, epoch)).permutation(len(items))
+        part = order[offset : offset + count - len(drawn)]
+        drawn += [items[i] for i in part]
+        place += len(part)
+    return drawn
+
+
+def bucketed(examples: Sequence[Dialogue], batch_size: int, *, seed: tuple[int, ...]) -> list[Batch]:
+    """Batches of like length, in a random order: little padding, and no drift from short to long."""
+    order = sorted(range(len(examples)), key=lambda i: (_length(examples[i]), i))
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    np.random.default_rng(seed).shuffle(chunks)
+    return [Batch([examples[i] for i in chunk]) for chunk in chunks]
 
 
 class CaptionData:
@@ -86,28 +111,12 @@ class CaptionData:
         return self._pools[task][1][place]
 
     def _make_pool(self, task: str, pool: int) -> list[Batch]:
-        rows = self._draw(task, pool)
-        examples = [self._example(row, task, np.random.default_rng((self._seed, 2, pool, place))) for place, row in enumerate(rows)]
-        order = sorted(range(len(rows)), key=lambda i: (_length(*examples[i]), i))
-        chunks = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
-        np.random.default_rng((self._seed, 3, pool)).shuffle(chunks)
-        return [Batch([examples[i][0] for i in chunk], [examples[i][1] for i in chunk]) for chunk in chunks]
-
-    def _draw(self, task: str, pool: int) -> list[int]:
-        """Rows of a pool: consecutive places of an endless series of epoch permutations."""
-        rows = self._rows[task]
         size = POOL_BATCHES * self._batch_size
-        drawn: list[int] = []
-        place = pool * size
-        while len(drawn) < size:
-            epoch, offset = divmod(place, len(rows))
-            order = np.random.default_rng((self._seed, 4, epoch)).permutation(len(rows))
-            part = order[offset : offset + size - len(drawn)]
-            drawn += [rows[i] for i in part]
-            place += len(part)
-        return drawn
+        rows = endless(self._rows[task], pool * size, size, seed=(self._seed, 4))
+        examples = [self._example(row, task, np.random.default_rng((self._seed, 2, pool, place))) for place, row in enumerate(rows)]
+        return bucketed(examples, self._batch_size, seed=(self._seed, 3, pool))
 
-    def _example(self, row: int, task: str, rng: np.random.Generator) -> tuple[Pieces, list[int]]:
+    def _example(self, row: int, task: str, rng: np.random.Generator) -> Dialogue:
         meta = self._store.meta(row)
         template = self._model.templates[self._modality][task]
         if task == "caption":
@@ -116,7 +125,7 @@ class CaptionData:
             pair = _choice(self._questions(meta), rng)
             question, target = pair["question"], self._forms.get(pair["kind"], "{answer}").replace("{answer}", pair["answer"])
         prompt = Prompt(template.messages([self._modality], question), [Medium(self._modality, self._store.features([row])[0])])
-        return self._model.tokenize(prompt), self._model.target_ids(target)
+        return (Exchange(self._model.tokenize(prompt), tuple(self._model.target_ids(target))),)
 
 
 class GroundingControls:
@@ -133,11 +142,11 @@ class GroundingControls:
         self._prompts = {name: [Prompt(template.messages([modality]), [Medium(modality, x)]) for x in media] for name, media in inputs.items()}
         self._targets = [store.meta(row)["captions"][0] for row in rows]
 
-    def losses(self) -> dict[str, float]:
-        """Negative log-likelihood in nats per token under each condition: `right`, `shuffled`, `blank`."""
+    def losses(self, conditions: Sequence[str] = CONDITIONS) -> dict[str, float]:
+        """Negative log-likelihood in nats per token under each condition."""
         out = {}
-        for name, prompts in self._prompts.items():
-            scores = self._model.score(prompts, self._targets, batch_size=self._batch_size)
+        for name in conditions:
+            scores = self._model.score(self._prompts[name], self._targets, batch_size=self._batch_size)
             out[name] = sum(total for total, _ in scores) / sum(count for _, count in scores)
         return out
 
@@ -146,5 +155,5 @@ def _choice(items: Sequence[Any], rng: np.random.Generator) -> Any:
     return items[int(rng.integers(len(items)))]
 
 
-def _length(prompt: Pieces, target: Sequence[int]) -> int:
-    return sum(map(len, prompt.texts)) + len(target)
+def _length(dialogue: Dialogue) -> int:
+    return sum(len(text) for turn in dialogue for text in (*turn.prompt.texts, turn.answer))

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from anymal.curation import clips
-from anymal.curation.clips import ClipPlan, described, load_stamps, plan_clips, render
+from anymal.curation.clips import ClipPlan, described, plan_clips, render
 from anymal.curation.scenes import COLOURS, Stamp
+from anymal.curation.stamps import load_stamps
 from anymal.data.manifest import write_manifest
 from anymal.errors import DataError
 from tests.curation.drawings import NOUNS, drawing

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from anymal.curation import sources
+from anymal.curation.files import matches
 from anymal.errors import DataError
 from tests.curation.drawings import drawing, png
 
@@ -80,4 +81,4 @@ def test_webdataset_shards_are_read_in_place_and_bad_members_cost_only_themselve
     ("computer/icons/a.png", "computer/*", False), ("x/y/yoga1.png", "**/yoga*", True), ("yoga1.png", "**/yoga*", True), ("a.png", "?.png", True),
 ])
 def test_globs(name: str, pattern: str, expected: bool) -> None:
-    assert sources.matches(name, [pattern]) is expected
+    assert matches(name, [pattern]) is expected

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from anymal.data import assets, fetch
+from anymal.data import assets
 from anymal.data.archives import destination
 from anymal.data.assets import Take, parse_entry, provide, read_lock, resolve
 from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.sources.tools import pip_certificates
 from anymal.errors import AssetError, ConfigError, DataError
 
 LICENCE = {"id": "MIT"}
@@ -42,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ANYMAL_CACHE", str(folder))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    fetch._pip_certificates.cache_clear()
+    pip_certificates.cache_clear()
     return folder
 
 

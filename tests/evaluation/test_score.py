@@ -137,6 +137,31 @@ def test_missing_java_shows_before_anything_is_scored(folders, tmp_path, monkeyp
     assert score_all([folders["mixed"]], resamples=100, seed=0)[0].results["mixed"]["qa"]["accuracy"]["n"] == 30
 
 
+def test_another_model_is_compared_sample_by_sample(folders, tmp_path):
+    """A baseline that answers one question in three otherwise: the gap is paired, and its interval is of the pairs."""
+    worse = copy_of(folders["image"], tmp_path / "worse")
+    path = worse / "image" / "vqa.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[::3]:
+        record["prediction"]["right"] = "nothing"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_manifest(worse)
+    found = score_all([folders["image"], folders["imu"]], [worse], resamples=200, seed=0)[0].results
+    share = len(records[::3]) / len(records)
+    assert found["image"]["vqa"]["controls"]["baseline"]["accuracy"]["value"] == pytest.approx(1 - share, abs=1e-6)
+    gap = found["image"]["vqa"]["gap_baseline"]["accuracy"]
+    assert gap["value"] == pytest.approx(share, abs=1e-6)
+    assert 0 < gap["low"] <= gap["value"] <= gap["high"]
+    assert found["image"]["caption"]["gap_baseline"]["nll"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 21}
+    assert "gap_baseline" not in found["imu"]["caption"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records[1:]))
+    write_manifest(worse)
+    with pytest.raises(DataError, match="its vqa records are of other samples"):
+        score_all([folders["image"]], [worse], resamples=100, seed=0)
+    with pytest.raises(DataError, match="is a baseline of image, which --predictions lacks"):
+        score_all([folders["imu"]], [worse], resamples=100, seed=0)
+
+
 def test_result_files_are_what_the_coco_and_vqa_tools_read(folders):
     from pycocotools.coco import COCO
 

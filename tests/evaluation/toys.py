@@ -18,7 +18,7 @@ from anymal.data.shards import Sample, ShardWriter
 from anymal.data.tensors import save_tensors
 from anymal.errors import DataError
 from anymal.media.image import png
-from anymal.model.anymal import CHECKPOINT_METADATA, CHECKPOINT_WEIGHTS
+from anymal.model.checkpoint import METADATA, WEIGHTS
 from anymal.model.modalities import register_encoder
 from anymal.model.projectors import build_projector
 from anymal.model.prompt import Template
@@ -119,11 +119,11 @@ def write_checkpoint(folder: Path, modality: str, **changes: Any) -> None:
     torch.manual_seed(1)
     arguments = {"media_dim": DIM, "media_tokens": TOKENS, "dim": 32, "tokens": TOKENS, "output_scale": 0.5}
     folder.mkdir(parents=True)
-    save_tensors(folder / CHECKPOINT_WEIGHTS, build_projector("linear", arguments).state_dict())
+    save_tensors(folder / WEIGHTS, build_projector("linear", arguments).state_dict())
     document = {"modality": modality, "llm": "tiny-llm", "projector": {"kind": "linear", "arguments": arguments},
                 "encoder": {**described(modality), "tokens": TOKENS, "dim": DIM}, "introduction": "{medium}", "templates": TEMPLATES,
                 **changes}  # fmt: skip
-    (folder / CHECKPOINT_METADATA).write_text(json.dumps(document))
+    (folder / METADATA).write_text(json.dumps(document))
     write_manifest(folder)
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from anymal.data.manifest import write_manifest
 from anymal.errors import BundleError
-from anymal.model.bundle import bundle_sha256, load_bundle, read_bundle, write_bundle
+from anymal.model.bundle import bundle_sha256, read_bundle, write_bundle
+from anymal.model.loading import load_bundle
 
-INFERENCE = {"dtype": "float32", "quantization": "none", "attention": "eager", "max_new_tokens": 5}
+INFERENCE = {"dtype": "float32", "quantization": "none", "attention": "eager", "merge": False, "max_new_tokens": 5}
 
 
 def make(root: Path, name: str = "bundle", modalities: Sequence[str] = ("image",)) -> Path:

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from anymal.errors import AnymalError, BundleError, DataError
-from anymal.model.bundle import bundle_sha256, load_bundle, read_bundle
+from anymal.model.bundle import bundle_sha256, read_bundle
 from anymal.model.hf import AnyMALForConditionalGeneration, AnyMALProcessor
+from anymal.model.loading import load_bundle
 from anymal.serving.answer import Request, answer
 from tests import tiny
 from tests.model.test_bundle import contents, make

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from anymal.errors import DataError
-from anymal.model.bundle import load_bundle
+from anymal.model.loading import load_bundle
 from anymal.model.prompt import Template
 from anymal.serving import answer as answering
 from anymal.serving.answer import Content, Request, answer, describe

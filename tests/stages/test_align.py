@@ -11,7 +11,8 @@ import torch
 
 from anymal.data.features import FeatureStore
 from anymal.errors import AnymalError, ConfigError, DataError
-from anymal.model.anymal import AnyMAL, load_anymal, read_checkpoint
+from anymal.model.anymal import AnyMAL, load_anymal
+from anymal.model.checkpoint import read_checkpoint
 from anymal.model.llm import load_llm
 from anymal.model.prompt import Medium, Prompt, Template
 from anymal.stages.align import AlignConfig, align
@@ -108,11 +109,11 @@ def test_a_batch_depends_on_seed_and_step_only(inputs):
     def batches(seed, steps):
         data = CaptionData(model, store, "image", batch_size=4, question_share=0.5, target_captions=None, answer_forms={}, question_kinds=None,
                            seed=seed)
-        return [(b.targets, [float(p.media[0].features.sum()) for p in b.prompts]) for b in map(data.batch, steps)]
+        return [[(turn.answer, float(turn.prompt.media[0].features.sum())) for (turn,) in b.dialogues] for b in map(data.batch, steps)]
 
     assert batches(1, range(30))[17:] == batches(1, range(17, 30))
     assert batches(1, range(5)) != batches(2, range(5))
-    lengths = {len(t) for targets, _ in batches(1, range(30)) for t in targets}
+    lengths = {len(answer) for batch in batches(1, range(30)) for answer, _ in batch}
     assert len(lengths) > 1  # captions and answers both come, of other lengths
 
 

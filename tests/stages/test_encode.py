@@ -46,7 +46,7 @@ def encoder_folder(tmp_path_factory):
 
 def test_every_sample_is_encoded_once_in_order(tmp_path):
     shards, encoder = make_shards(tmp_path / "shards", {"train": 10, "val": 3}), CountingEncoder()
-    encode_shards(encoder, shards, tmp_path / "f", batch_size=4, workers=2, description=ABOUT)
+    encode_shards(encoder, [shards], tmp_path / "f", batch_size=4, workers=2, description=ABOUT)
     store = FeatureStore(tmp_path / "f", "train")
     assert len(store) == 10
     assert encoder.seen == 13 + 1  # and the blank
@@ -60,7 +60,7 @@ def test_every_sample_is_encoded_once_in_order(tmp_path):
 
 def test_whole_shards_are_not_encoded_again(tmp_path):
     shards, encoder = make_shards(tmp_path / "shards", {"train": 20}), CountingEncoder()
-    encode_shards(encoder, shards, tmp_path / "whole", batch_size=4, workers=1, description=ABOUT)
+    encode_shards(encoder, [shards], tmp_path / "whole", batch_size=4, workers=1, description=ABOUT)
 
     class Dies(CountingEncoder):
         def forward(self, batch):
@@ -69,9 +69,9 @@ def test_whole_shards_are_not_encoded_again(tmp_path):
             return super().forward(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        encode_shards(Dies(), shards, tmp_path / "f", batch_size=4, workers=1, description=ABOUT)
+        encode_shards(Dies(), [shards], tmp_path / "f", batch_size=4, workers=1, description=ABOUT)
     again = CountingEncoder()
-    encode_shards(again, shards, tmp_path / "f", batch_size=4, workers=1, description=ABOUT)
+    encode_shards(again, [shards], tmp_path / "f", batch_size=4, workers=1, description=ABOUT)
     assert again.seen == 20 - 8 + 1
     assert verify_manifest(tmp_path / "f") == verify_manifest(tmp_path / "whole")
 
@@ -83,7 +83,7 @@ def test_a_damaged_picture_is_named(tmp_path):
         writer.write(type(one)(one.key, one.extension, good[: len(good) // 2], one.meta))
     write_manifest(tmp_path / "s")
     with pytest.raises(DataError, match=r"broken\.png: cannot be read as a picture"):
-        encode_shards(CountingEncoder(), tmp_path / "s", tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
+        encode_shards(CountingEncoder(), [tmp_path / "s"], tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
 
 
 def test_a_shard_that_changed_after_curation_is_refused(tmp_path):
@@ -92,7 +92,7 @@ def test_a_shard_that_changed_after_curation_is_refused(tmp_path):
         stream.seek(600)
         stream.write(b"x")
     with pytest.raises(DataError, match=r"changed train-00000\.tar"):
-        encode_shards(CountingEncoder(), shards, tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
+        encode_shards(CountingEncoder(), [shards], tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
 
 
 @pytest.mark.parametrize(("data", "said"), [(b"", "cannot be read"), (b"hello", "cannot be read"), (picture("red")[:60], "cannot be read")])
@@ -186,7 +186,7 @@ def test_unknown_kinds_settings_and_missing_folders_are_named(tmp_path, encoder_
 
 
 def test_the_index_names_the_encoder(tmp_path):
-    encode_shards(CountingEncoder(), make_shards(tmp_path / "s", {"test": 2}), tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
+    encode_shards(CountingEncoder(), [make_shards(tmp_path / "s", {"test": 2})], tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
     index = json.loads((tmp_path / "f" / "features.json").read_text())
     assert index["encoder"] == ABOUT["encoder"]
     assert index["shards"] == [{"name": "test-00000", "count": 2}]
@@ -211,7 +211,7 @@ def test_a_trained_encoder_goes_with_its_features(tmp_path, modality):
     make_trained_encoder(tmp_path / "encoders" / "own", modality)
     kind, architecture = ARCHITECTURES[modality]
     features = tmp_path / "f"
-    encode(knobs(modality, kind, "own"), shards=media_shards(tmp_path / "s", modality), encoders=tmp_path / "encoders", features=features)
+    encode(knobs(modality, kind, "own"), shards=(media_shards(tmp_path / "s", modality),), encoders=tmp_path / "encoders", features=features)
     store = FeatureStore(features, "train")
     assert (store.tokens, store.dim, store.info["frames"]) == (architecture["tokens"], architecture["dim"], 1)
     assert store.info["encoder"] == {"asset": None, "sha256": fingerprint(tmp_path / "encoders" / "own"), "kind": kind, "settings": {}}
@@ -223,7 +223,7 @@ def test_a_trained_encoder_goes_with_its_features(tmp_path, modality):
 
 def test_frames_of_a_video_are_counted(tmp_path, encoder_folder):
     shards = media_shards(tmp_path / "s", "video", 2)
-    encode(knobs("video", "video_frames", **VIDEO_ENCODER["settings"]), shards=shards, encoders=encoder_folder.parent, features=tmp_path / "f")
+    encode(knobs("video", "video_frames", **VIDEO_ENCODER["settings"]), shards=(shards,), encoders=encoder_folder.parent, features=tmp_path / "f")
     store = FeatureStore(tmp_path / "f", "train")
     assert (store.tokens, store.dim, store.info["frames"]) == (8, 1280, 2)
     assert store.info["encoder"]["asset"] == "tiny-encoder"
@@ -232,7 +232,7 @@ def test_frames_of_a_video_are_counted(tmp_path, encoder_folder):
 
 def test_a_kind_of_another_modality_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"encode.kind = log_mel: reads audio, but encode.modality = imu"):
-        encode(knobs("imu", "log_mel"), shards=tmp_path, encoders=tmp_path, features=tmp_path / "f")
+        encode(knobs("imu", "log_mel"), shards=(tmp_path,), encoders=tmp_path, features=tmp_path / "f")
 
 
 @pytest.mark.parametrize("modality", ["audio", "video", "imu"])
@@ -244,4 +244,21 @@ def test_a_damaged_medium_is_named(tmp_path, modality, encoder_folder):
         writer.write(Sample("broken", name.rpartition(".")[2], b"not a medium", sample("k", "train").meta))
     write_manifest(tmp_path / "s")
     with pytest.raises(DataError, match=r"train-00000.tar: broken\."):
-        encode(knobs(modality, kind, **settings), shards=tmp_path / "s", encoders=encoders, features=tmp_path / "f")
+        encode(knobs(modality, kind, **settings), shards=(tmp_path / "s",), encoders=encoders, features=tmp_path / "f")
+
+
+def test_media_of_human_instructions_go_along(tmp_path):
+    """A folder of folders by modality beside the curated shards; where it holds none for this modality, nothing is added."""
+    shards = make_shards(tmp_path / "s", {"train": 3, "val": 2})
+    own, other = tmp_path / "human" / "image", tmp_path / "human" / "audio"
+    with ShardWriter(own, "train", 8) as writer:
+        writer.write(sample("own-0", "train", "blue"))
+    write_manifest(own)
+    other.mkdir()
+    write_manifest(other)
+    encode_shards(CountingEncoder(), [shards, own], tmp_path / "f", batch_size=2, workers=1, description=ABOUT)
+    store = FeatureStore(tmp_path / "f", "train")
+    assert [store.meta(row)["key"] for row in range(len(store))] == ["train-0000", "train-0001", "train-0002", "own-0"]
+    assert len(FeatureStore(tmp_path / "f", "val")) == 2
+    encode_shards(CountingEncoder(), [shards, other], tmp_path / "g", batch_size=2, workers=1, description=ABOUT)
+    assert len(FeatureStore(tmp_path / "g", "train")) == 3

@@ -20,7 +20,7 @@ FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
 EVALUATION = {"image": {"vqa": {
     "accuracy": FIGURE, "groups": {"image": 3}, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
     "controls": {"shuffled": {"accuracy": {**FIGURE, "value": 0.125}}, "blank": {"accuracy": {**FIGURE, "value": 0.0625}}}}}}
-STATISTICS = {"samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
+STATISTICS = {"modality": "image", "samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
 
 
 def run_register(**changes: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     import mlflow.pyfunc
     from mlflow.tracking import MlflowClient
 
-    from anymal.model.bundle import load_bundle
+    from anymal.model.loading import load_bundle
     from anymal.serving.answer import Request, answer
     from anymal.tracking import tracking_uri
 
@@ -62,7 +62,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     version = client.get_model_version_by_alias("anymal", "candidate")
     run = client.get_run(version.run_id)
     assert version.tags["bundle_sha256"] == registered["bundle_sha256"]
-    assert {"input.image.checkpoint", "input.evaluation", "input.image.statistics"} <= set(version.tags)
+    assert {"input.checkpoints.0", "input.evaluation", "input.image.statistics"} <= set(version.tags)
     assert version.description == Path("models/bundle/README.md").read_text()
     assert run.data.tags["stage"] == "register" and run.info.status == "FINISHED"
     assert run.data.metrics["image.vqa.accuracy.value"] == 0.5

@@ -17,7 +17,7 @@ KNOBS = {"seed": 0, "bootstrap_resamples": 100, "examples": 2}
 
 def run(target, *predictions, **knobs):
     outputs = {"metrics": target / "evaluate.json", "report": target / "evaluate.html"}
-    run_stage(load_stage("score"), validate(ScoreConfig, {**KNOBS, **knobs}, "score"), {"predictions": predictions, **outputs})
+    run_stage(load_stage("score"), validate(ScoreConfig, {**KNOBS, **knobs}, "score"), {"predictions": predictions, "baselines": predictions[:1], **outputs})
     return {name: path.read_bytes() for name, path in outputs.items()}
 
 

@@ -47,9 +47,9 @@ def examples(parts, steps=12, **knobs):
     data = CaptionData(model, store, "audio", batch_size=4, seed=1, **PLAIN | knobs)
     said = []
     for batch in map(data.batch, range(steps)):
-        for pieces, target in zip(batch.prompts, batch.targets, strict=True):
-            assert target[-1] == model.end_of_turn
-            said.append((" # ".join(tokenizer.decode(text) for text in pieces.texts), tokenizer.decode(target[:-1])))
+        for (turn,) in batch.dialogues:
+            assert turn.answer[-1] == model.end_of_turn
+            said.append((" # ".join(tokenizer.decode(text) for text in turn.prompt.texts), tokenizer.decode(turn.answer[:-1])))
     return said
 
 

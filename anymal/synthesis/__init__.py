@@ -1,0 +1,1 @@
+"""Instruction data written by an open LLM that reads text-only descriptions of media (paper section 2)."""
