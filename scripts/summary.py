@@ -14,7 +14,7 @@ REGISTRATION = Path("reports/registration.json")
 BUNDLE = Path("models/bundle")
 REPORTS = {
     "what was kept, what was dropped and why": "reports/curate/",
-    "loss curves and grounding controls": "reports/align/",
+    "loss curves and grounding controls": "reports/align/ and reports/finetune/",
     "inputs, references and predictions, failures first": "reports/evaluate.html",
 }
 HEADLINE = ("nll", "cider_d", "class_accuracy", "accuracy")

@@ -21,13 +21,16 @@ SMALL = {
     "pretrain_encoder": {"steps": 20, "warmup_steps": 2, "validate_every": 10, "checkpoint_every": 10},
     "align": {"warm_start_steps": 40, "steps": 12, "warmup_steps": 2, "batch_size": 8, "micro_batch_size": 8, "validation_samples": 12,
               "validate_every": 6, "checkpoint_every": 3, "grounding_floor": -10.0},
+    "compose_instructions": {"val_share": 0.3},
+    "finetune": {"steps": 8, "warmup_steps": 2, "batch_size": 8, "micro_batch_size": 8, "validation_samples": 12, "validate_every": 4,
+                 "checkpoint_every": 2, "grounding_floor": -10.0},
     "score": {"bootstrap_resamples": 100},
 }
 """Stage -> knobs, for each of its modalities."""
 LIMITS = {"caption_samples": 16, "caption_max_new_tokens": 8, "questions": 16, "answer_max_new_tokens": 4, "previews": 4}
 """Of evaluate, where a task has them."""
 MODALITIES = ("image", "audio", "video", "imu")
-pytestmark = pytest.mark.timeout(2700)  # a first run fetches all packages and goes through 22 stages
+pytestmark = pytest.mark.timeout(2700)  # a first run fetches all packages and goes through 26 runs of stages
 
 
 def shrink(params):
@@ -39,6 +42,12 @@ def shrink(params):
     params["ingest"]["assets"].remove("openclipart")
     params["curate_image"]["scenes"]["count"] = {"train": 60, "val": 12, "test": 20}
     params["curate_video"]["clips"]["count"] = {"train": 24, "val": 12, "test": 8}
+    compose = params["compose_instructions"]
+    compose["questions"] = {"image": {"color": 20, "count": 10}, "video": {"direction": 10}}
+    for entry in (*compose["captions"].values(), *compose["pairs"]):
+        entry["count"] = 10
+    for name, count in {"conversation": 40, "detail": 2, "reasoning": 2}.items():
+        params["synthesize"]["image"]["kinds"][name].update(train=count, val=2)
     for modality, section in params["evaluate"].items():
         for task in section["tasks"]:
             wanted = ("caption_samples", "caption_max_new_tokens") if task == "caption" else ("questions", "answer_max_new_tokens")
@@ -87,6 +96,12 @@ def test_the_road_ends_at_a_registered_model_that_answers(clone):
         counts = json.loads((clone / "results" / "curate" / f"{modality}.json").read_text())
         assert counts["seen"] == counts["kept"] + sum(counts["dropped"].values()), modality
         assert counts["kept"] > 0, modality
+    assert {"baseline", "shuffled", "blank"} <= results["image"]["vqa"]["controls"].keys()
+    written = json.loads((clone / "data" / "instructions" / "synthetic" / "image" / "train.json").read_text())
+    figures = json.loads((clone / "results" / "instructions" / "synthetic-image.json").read_text())
+    assert len(written) == figures["splits"]["train"]["conversations"] > 0
+    assert {record["origin"] for record in written} == {"synthetic"}
+    assert (clone / "models" / "bundle" / "adapter" / "adapter_model.safetensors").is_file()
     for modality in ("audio", "imu"):
         assert json.loads((clone / "results" / "pretrain_encoder" / f"{modality}.json").read_text())["steps"] == 20
     files = {}
@@ -111,7 +126,9 @@ def test_a_second_repro_runs_nothing_and_a_knob_reruns_what_follows_only(clone):
     yaml.dump(params, clone / "params.yaml")
     said = run(clone, "dvc", "repro", ANYMAL_TRACKING="off")
     ran = [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
-    assert ran == ["align@audio", "evaluate@audio", "score", "register"]
+    assert ran[:2] == ["align@audio", "finetune"]
+    assert sorted(ran[2:-2]) == ["evaluate@audio", "evaluate@image", "evaluate@imu", "evaluate@video", "evaluate_mixed"]
+    assert ran[-2:] == ["score", "register"]
     (clone / "params.yaml").write_bytes(before)
     assert "Running stage" not in run(clone, "dvc", "repro")  # the first results come back from DVC's run cache
 

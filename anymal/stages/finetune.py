@@ -86,7 +86,8 @@ def finetune(config: FinetuneConfig, *, checkpoints: Ins, features: Ins, instruc
         raise ConfigError(f"finetune: --features has nothing of {lacking[0]}, which {aligned.folders[lacking[0]]} reads; add its features")
     splits = {split: MediaFeatures({modality: FeatureStore(folders[modality], split) for modality in aligned.folders}) for split in ("train", "val")}
     read = {split: [entry for folder in instructions for entry in read_instructions(folder, split)] for split in splits}
-    data = InstructionData(anymal, splits["train"], read["train"], weights=config.mixing, batch_size=config.batch_size, seed=config.seed)
+    weights = {str(origin): share for origin, share in config.mixing.items()}
+    data = InstructionData(anymal, splits["train"], read["train"], weights=weights, batch_size=config.batch_size, seed=config.seed)
     controls = InstructionControls(anymal, splits["val"], read["val"], samples=config.validation_samples, batch_size=config.micro_batch_size,
                                    seed=config.seed)
     captions = {modality: GroundingControls(anymal, FeatureStore(folders[modality], "val"), modality, samples=config.validation_samples,

@@ -56,9 +56,9 @@ def register(
     from anymal.serving.card import model_card
 
     described = read_checkpoints(checkpoints).metadata
-    paths = {_read(path).get("modality"): path for path in statistics}
+    paths = {str(_read(path).get("modality")): path for path in statistics}
     if paths.keys() != described.keys():
-        raise DataError(f"register: --statistics is of {', '.join(map(str, paths))}, but the checkpoints are of {', '.join(described)}; give the "
+        raise DataError(f"register: --statistics is of {', '.join(paths)}, but the checkpoints are of {', '.join(described)}; give the "
                         "statistics that curation wrote for each of them")
     figures = _read(evaluation)
     facts = {modality: {name: value for name, value in _read(path).items() if name != "modality"} for modality, path in paths.items()}
