@@ -113,7 +113,7 @@ def test_an_adapter_trained_quantised_serves_the_full_precision_llm(folder, quan
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_gradients_of_an_adapter_are_right_also_after_an_evaluation_pass(folder, quantization):
-    """The trap of bitsandbytes (docs/decisions/0003): an eval forward without gradients spoiled every backward after it."""
+    """The trap of bitsandbytes (`keep_quantized_backward_right`): an eval forward without gradients spoiled every backward after it."""
 
     def gradient(llm):
         llm.zero_grad()

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from anymal.data.features import FeatureStore
-from anymal.data.manifest import write_manifest
+from anymal.data.manifest import sha256_of, write_manifest
 from anymal.errors import AnymalError, BundleError, ConfigError, DataError
 from anymal.model.anymal import load_anymal
+from anymal.model.bundle import read_bundle, write_bundle
 from anymal.model.checkpoint import read_checkpoints
 from anymal.model.prompt import Medium, Prompt
 from anymal.stages.finetune import FinetuneConfig, finetune
@@ -97,6 +98,20 @@ def test_a_tuned_model_without_its_adapter_is_refused(finished, inputs, tmp_path
         load_anymal(inputs["assets"], [finished["model"] / "image"])
     with pytest.raises(BundleError, match="one checkpoint per modality"):
         load_anymal(inputs["assets"], [finished["model"], inputs["checkpoints"][0]])
+
+
+def test_a_bundle_holds_the_adapter_and_is_refused_without_it(finished, inputs, tmp_path):
+    bundle = tmp_path / "bundle"
+    inference = {"dtype": "float32", "quantization": "none", "attention": "eager", "merge": False, "max_new_tokens": 4}
+    write_bundle(bundle, checkpoints=[finished["model"]], assets=inputs["assets"], inference=inference, card="", provenance={})
+    assert read_bundle(bundle)["adapter"] == sha256_of(finished["model"] / "adapter" / "manifest.json")
+    assert read_checkpoints([bundle]).adapter == bundle / "adapter"
+    shutil.rmtree(bundle / "adapter")
+    with pytest.raises(BundleError, match=r"missing adapter/adapter_config\.json"):
+        read_bundle(bundle)
+    write_manifest(bundle)
+    with pytest.raises(BundleError, match=r"tuned with adapter .* but no adapter is given"):
+        read_checkpoints([bundle])
 
 
 def command(folder, inputs, **knobs):

@@ -17,7 +17,8 @@ KNOBS = {"seed": 0, "bootstrap_resamples": 100, "examples": 2}
 
 def run(target, *predictions, **knobs):
     outputs = {"metrics": target / "evaluate.json", "report": target / "evaluate.html"}
-    run_stage(load_stage("score"), validate(ScoreConfig, {**KNOBS, **knobs}, "score"), {"predictions": predictions, "baselines": predictions[:1], **outputs})
+    ports = {"predictions": predictions, "baselines": predictions[:1], **outputs}
+    run_stage(load_stage("score"), validate(ScoreConfig, {**KNOBS, **knobs}, "score"), ports)
     return {name: path.read_bytes() for name, path in outputs.items()}
 
 
