@@ -15,8 +15,8 @@ from tests.evaluation.toys import make_inputs, meta, write_checkpoint, write_fea
 from tests.tiny import make_llm
 
 KNOBS = {
-    "seed": 0, "modality": "image", "tasks": ["caption", "vqa"], "dtype": "float32", "quantization": "none", "attention": "eager", "batch_size": 4,
-    "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "questions": 6,
+    "seed": 0, "modality": "image", "tasks": ["caption", "vqa"], "dtype": "float32", "quantization": "none", "attention": "eager", "merge": False,
+    "batch_size": 4, "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "questions": 6,
     "answer_max_new_tokens": 3, "mixed": None, "previews": 5,
 }  # fmt: skip
 MIXED = {
@@ -79,13 +79,14 @@ def test_several_modalities_are_matched_whatever_their_order(root, tmp_path):
 @pytest.mark.parametrize(("modalities", "ports", "words"), [
     (("image",), {}, r"--checkpoints has nothing of imu, it has image; add the imu folder"),
     (("image", "imu"), {"checkpoints": ("imu",)}, r"--checkpoints has nothing of image, it has imu"),
-    (("image", "imu", "imu"), {}, r"--checkpoints .*imu is of imu, as .*imu is; give one folder per modality"),
+    (("image", "imu", "imu"), {}, r"a model takes one checkpoint per modality, all of one LLM; these are of image, imu, imu"),
+    (("image", "imu"), {"features": ("imu", "imu")}, r"--features .*imu is of imu, as .*imu is; give one folder per modality"),
     (("image", "imu"), {"shards": ("image",)}, r"--shards is given 1 times and --features 2 times"),
     (("image", "imu"), {"features": ("imu", "image")}, r"shards.imu: holds no shard|holds no sample image-\d+|another medium"),
 ])  # fmt: skip
 def test_inputs_that_do_not_belong_together_leave_nothing(root, tmp_path, modalities, ports, words):
     given = {port: tuple(root / port / name for name in names) for port, names in ports.items()}
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((BundleError, DataError), match=words):
         run(root, tmp_path / "out", *modalities, knobs=MIXED, **given)
     assert not list(tmp_path.iterdir())
 
