@@ -354,6 +354,7 @@ def test_what_a_stage_reads_is_brought_in_by_ingest(profile):
     """Every asset that a later section names, and no other; encoders that are trained here are named where they are trained."""
     document = profile_of(profile)
     wanted = {source["asset"] for name in document if name.startswith("curate_") for source in document[name]["sources"].values()}
+    wanted |= {source["asset"] for source in document["import_instructions"]["sources"].values()}
     wanted |= {section["llm"] for section in document["align"].values()}
     for section in document["pretrain_encoder"].values():
         wanted.add(section["text_encoder"] if section["pretrained"] is None else section["pretrained"])

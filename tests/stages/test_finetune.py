@@ -143,8 +143,10 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path, inputs):
 def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path, inputs):
     whole = run(tmp_path / "whole", inputs, steps=3, adapter={"rank": 4, "alpha": 8, "dropout": 0.0})
     parts = run(tmp_path / "parts", inputs, steps=3, micro_batch_size=1, adapter={"rank": 4, "alpha": 8, "dropout": 0.0})
-    one, other = (json.loads(ports["metrics"].read_text())["validation"]["right"] for ports in (whole, parts))
-    assert one == pytest.approx(other, abs=1e-4)
+    fewer = run(tmp_path / "fewer", inputs, steps=3, batch_size=1, micro_batch_size=1, adapter={"rank": 4, "alpha": 8, "dropout": 0.0})
+    one, other, unlike = (json.loads(ports["metrics"].read_text())["validation"]["right"] for ports in (whole, parts, fewer))
+    assert one == pytest.approx(other, abs=1e-3), "rounding differs, and AdamW's first steps make much of the smallest gradients"
+    assert abs(one - unlike) > 1e-2
 
 
 def test_checkpointed_gradients_give_the_same_model(tmp_path, inputs):
