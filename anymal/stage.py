@@ -2,7 +2,8 @@
 
 A stage is a function `x(config: XConfig, *, a_port: In, b_port: Out) -> None` in `anymal/stages/x.py`. This module finds it,
 reads its config, runs it with its outputs under temporary names, renames them when it succeeded, and writes what Kubeflow's
-launcher expects. It knows neither kfp nor dvc, and stages know nothing of it but `Config`, `In`, `Out` and `resumable`.
+launcher expects. It knows neither kfp nor dvc, and stages know nothing of it but `Config`, `In`, `Out` and its
+marks (`resumable`, `per_modality`, `distributed`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from anymal import processes
 from anymal.data.manifest import MANIFEST, sha256_of, write_manifest
 from anymal.errors import AnymalError, ConfigError, DataError
 
@@ -56,6 +58,7 @@ class Stage:
     outputs: tuple[str, ...]
     resumable: bool
     per_modality: bool
+    distributed: bool
 
     @property
     def summary(self) -> str:
@@ -72,6 +75,12 @@ def resumable(function: Callable[..., None]) -> Callable[..., None]:
 def per_modality(function: Callable[..., None]) -> Callable[..., None]:
     """Mark a stage that runs once per modality: its part of a profile holds one section for each, and its config a knob `modality`."""
     function.per_modality = True  # type: ignore[attr-defined]
+    return function
+
+
+def distributed(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a resumable stage that several processes (torchrun) may run together; the main one alone writes outputs."""
+    function.distributed = True  # type: ignore[attr-defined]
     return function
 
 
@@ -96,7 +105,7 @@ def load_stage(name: str) -> Stage:
         else:
             raise TypeError(f"stage {name}: port {parameter.name} must be annotated In, Ins or Out, not {hint}")
     return Stage(name, function, hints["config"], inputs, tuple(outputs), resumable=getattr(function, "resumable", False),
-                 per_modality=getattr(function, "per_modality", False))
+                 per_modality=getattr(function, "per_modality", False), distributed=getattr(function, "distributed", False))
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -267,9 +276,18 @@ def run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | 
     A stage that fails leaves none of its outputs. Partial work of a `resumable` stage stays beside the output as
     `.NAME.partial` and is used again only if config and inputs are the same.
 
+    Of several processes that torchrun started, the main one does this; the others only run the stage with it.
+
     Raises:
         AnymalError: for everything the user can mend.
     """
+    if processes.count() > 1 and not stage.distributed:
+        raise ConfigError(f"{stage.name}: runs in one process, but WORLD_SIZE = {processes.count()}; start it without torchrun")
+    with processes.together():
+        _run_stage(stage, config, ports, executor_input)
+
+
+def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None) -> None:
     from anymal import tracking
 
     inputs = {name: ports[name] for name in stage.inputs}
@@ -279,9 +297,14 @@ def run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | 
         raise DataError(f"{stage.name}: input not found: {', '.join(missing)}; run the stage that makes it, or correct the path")
     _check_outputs(stage, targets, inputs)
     partials = {name: path.with_name(f".{path.name}.partial") for name, path in targets.items()}
+    if not processes.is_main():
+        processes.wait()
+        stage.function(config, **inputs, **partials)
+        return
     hashes = _fingerprints(inputs)
     try:
         _prepare(stage, config, hashes, targets, partials)
+        processes.wait()
         with tracking.stage_run(label(stage, config), config.model_dump(mode="json"), hashes) as run:
             stage.function(config, **inputs, **partials)
             _publish(stage.name, partials, targets)

@@ -372,7 +372,8 @@ FULL_DISK = """
         model.mkdir()
         save_file({"w": np.zeros(2**20, dtype=np.float32)}, model / "w.safetensors")
 
-    stage = Stage("toy", {"plain": plain, "rust": rust}[sys.argv[1]], Config, {"source": False}, ("model",), resumable=False, per_modality=False)
+    stage = Stage("toy", {"plain": plain, "rust": rust}[sys.argv[1]], Config, {"source": False}, ("model",),
+                  resumable=False, per_modality=False, distributed=False)
     try:
         run_stage(stage, Config(seed=0), {"source": Path(sys.argv[2]), "model": Path("disk/model")})
     except AnymalError as error:

@@ -218,7 +218,7 @@ ALIGN = {
     "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "layout_rank": 2, "media_positions": True,
     "introduction": INTRODUCTIONS["image"], **TEMPLATES, "target_captions": None, "question_kinds": None, "answer_forms": {}, "question_share": 0.25,
     "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003,
-    "batch_size": 4, "micro_batch_size": 4, "steps": 24, "learning_rate": 0.01,
+    "batch_size": 4, "micro_batch_size": 4, "parallelism": "ddp", "steps": 24, "learning_rate": 0.01,
     "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 12, "checkpoint_every": 5,
     "grounding_floor": -10.0,
 }

@@ -76,6 +76,12 @@ class AnyMAL(nn.Module):
         self.llm.train()
         self.shares_prefixes = False
 
+    def blocks(self) -> list[nn.Module]:
+        """The LLM's blocks, in order."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [module for module in self.llm.modules() if isinstance(module, GradientCheckpointingLayer)]
+
     @property
     def end_of_turn(self) -> int:
         """The token that ends an answer."""
@@ -143,7 +149,11 @@ class AnyMAL(nn.Module):
         return self.dialogue_losses([(Exchange(sample, tuple(target)),) for sample, target in zip(samples, targets, strict=True)])
 
     def dialogue_losses(self, dialogues: Sequence[Sequence[Exchange]]) -> TokenLosses:
-        """Negative log-likelihood of each answer token of each turn given all before it; logits are made for these positions only.
+        """Negative log-likelihood of each answer token of each turn given all before it."""
+        return TokenLosses(self(dialogues), [sum(len(turn.answer) for turn in dialogue) for dialogue in dialogues])
+
+    def forward(self, dialogues: Sequence[Sequence[Exchange]]) -> Tensor:
+        """`dialogue_losses` as one tensor (target tokens of the whole batch,), float32; logits are made for these positions only.
 
         Sequences are padded on the right, where causal attention never looks, so padding cannot change a loss. What all of them begin with
         goes through the LLM once.
@@ -158,8 +168,7 @@ class AnyMAL(nn.Module):
         supervised = torch.cat([hidden[i, start - 1 : end - 1] for i, spans in enumerate(answered) for start, end in spans])
         logits = self.llm.get_output_embeddings()(supervised).float()
         wanted = torch.tensor([token for dialogue in dialogues for turn in dialogue for token in turn.answer], device=logits.device)
-        lengths = [sum(len(turn.answer) for turn in dialogue) for dialogue in dialogues]
-        return TokenLosses(functional.cross_entropy(logits, wanted, reduction="none"), lengths)
+        return functional.cross_entropy(logits, wanted, reduction="none")
 
     def _embed_dialogues(self, dialogues: Sequence[Sequence[Exchange]], skip: int) -> tuple[list[Tensor], list[list[tuple[int, int]]]]:
         """Each dialogue as embeddings (tokens, LLM dim) without its first `skip` tokens, and where its answers stand in it.

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from anymal import processes
 from anymal.errors import AnymalError, ConfigError
 from anymal.model.modalities import ModalityName
-from anymal.stage import Config, In, Out, per_modality, resumable
+from anymal.stage import Config, In, Out, distributed, per_modality, resumable
 
 
 class TemplateConfig(BaseModel):
@@ -57,6 +58,8 @@ class AlignConfig(Config):
     batch_size: int = Field(gt=0)
     micro_batch_size: int = Field(gt=0)
     """Samples per forward pass; gradients are accumulated to `batch_size`."""
+    parallelism: Literal["ddp", "fsdp"]
+    """With several processes (torchrun): each holds the whole LLM (ddp), or a part of each weight (fsdp, for an LLM in full precision)."""
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
@@ -70,6 +73,7 @@ class AlignConfig(Config):
 
 
 @resumable
+@distributed
 @per_modality
 def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plots: Out, metrics: Out) -> None:
     """Train one modality's projector on captioned features; the encoder and the LLM stay frozen."""
@@ -81,6 +85,7 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     from anymal.model.projectors import build_projector
     from anymal.training.data import CaptionData, GroundingControls, work_of
     from anymal.training.loop import Optimization, train
+    from anymal.training.parallel import spread
     from anymal.training.plots import draw_history
     from anymal.training.warmstart import warm_start
 
@@ -101,6 +106,7 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
                  "projector": {"kind": config.projector, "arguments": arguments}}
     model = AnyMAL(llm, tokenizer, {config.modality: projector}, metadata={config.modality: described}, encoder_folders={},
                    templates=read_templates([described]))
+    parallel = spread(model, config.parallelism, batch_size=config.batch_size, quantization=config.quantization)
     data = CaptionData(model, store, config.modality, batch_size=config.batch_size, question_share=config.question_share,
                        target_captions=config.target_captions, answer_forms=config.answer_forms, question_kinds=config.question_kinds,
                        seed=config.seed)
@@ -112,12 +118,15 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
                    learning_rate=config.warm_start_learning_rate, seed=config.seed)
 
     history = train(
-        projector, lambda step: work_of(model, data.batch(step), config.micro_batch_size), unit="target tokens", prepare=prepare,
+        projector, lambda step: work_of(model, parallel, data.batch(step), config.micro_batch_size, seed=(config.seed, step)),
+        unit="target tokens", prepare=prepare, parallel=parallel,
         validate=controls.losses, validate_every=config.validate_every, checkpoint_every=config.checkpoint_every, folder=checkpoint / "state",
         label=f"align {config.modality}",
         optimization=Optimization(
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
             gradient_clip=config.gradient_clip, steps=config.steps))
+    if not processes.is_main():
+        return
     last = history[-1]["validation"]
     gap = last["shuffled"] - last["right"]
     if gap < config.grounding_floor:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from anymal import processes
 from anymal.data.instructions import Origin
 from anymal.errors import AnymalError, ConfigError
-from anymal.stage import Config, In, Ins, Out, resumable
+from anymal.stage import Config, In, Ins, Out, distributed, resumable
 
 
 class AdapterConfig(BaseModel):
@@ -39,6 +40,8 @@ class FinetuneConfig(Config):
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
     """Samples per forward pass; gradients are accumulated to `batch_size`."""
+    parallelism: Literal["ddp", "fsdp"]
+    """With several processes (torchrun): each holds the whole LLM (ddp), or a part of each weight (fsdp, for an LLM in full precision)."""
     steps: PositiveInt
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
@@ -52,6 +55,7 @@ class FinetuneConfig(Config):
 
 
 @resumable
+@distributed
 def finetune(config: FinetuneConfig, *, checkpoints: Ins, features: Ins, instructions: Ins, assets: In, model: Out, plots: Out, metrics: Out) -> None:
     """Tune the projectors of all modalities on instructions, with or without LoRA; write one tuned model."""
     import torch
@@ -65,6 +69,7 @@ def finetune(config: FinetuneConfig, *, checkpoints: Ins, features: Ins, instruc
     from anymal.training.data import GroundingControls, work_of
     from anymal.training.instructions import InstructionControls, InstructionData, MediaFeatures
     from anymal.training.loop import Optimization, train
+    from anymal.training.parallel import spread
     from anymal.training.plots import draw_history
     from anymal.training.tuned import write_tuned
 
@@ -81,6 +86,7 @@ def finetune(config: FinetuneConfig, *, checkpoints: Ins, features: Ins, instruc
     if config.gradient_checkpointing:
         anymal.checkpoint_gradients()
     trained = nn.ModuleDict(parts)
+    parallel = spread(anymal, config.parallelism, batch_size=config.batch_size, quantization=config.quantization)
     folders = {FeatureStore(folder).info["modality"]: folder for folder in features}
     if lacking := sorted(aligned.folders.keys() - folders.keys()):
         raise ConfigError(f"finetune: --features has nothing of {lacking[0]}, which {aligned.folders[lacking[0]]} reads; add its features")
@@ -98,11 +104,14 @@ def finetune(config: FinetuneConfig, *, checkpoints: Ins, features: Ins, instruc
 
     before = validate()
     history = train(
-        trained, lambda step: work_of(anymal, data.batch(step), config.micro_batch_size), unit="target tokens", prepare=lambda: None,
+        trained, lambda step: work_of(anymal, parallel, data.batch(step), config.micro_batch_size, seed=(config.seed, step)),
+        unit="target tokens", prepare=lambda: None, parallel=parallel,
         validate=validate, validate_every=config.validate_every, checkpoint_every=config.checkpoint_every, folder=model / "state", label="finetune",
         optimization=Optimization(
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
             gradient_clip=config.gradient_clip, steps=config.steps))
+    if not processes.is_main():
+        return
     last = history[-1]["validation"]
     gap = last["shuffled"] - last["right"]
     if gap < config.grounding_floor:

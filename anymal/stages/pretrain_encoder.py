@@ -56,6 +56,7 @@ def pretrain_encoder(config: PretrainEncoderConfig, *, shards: In, assets: In, e
     from anymal.model.encoders.trained import TrainedEncoder
     from anymal.training.contrastive import Contrast, ContrastiveData, MediaSet, Retrieval, TextEncoder
     from anymal.training.loop import Optimization, train
+    from anymal.training.parallel import Alone
     from anymal.training.plots import draw_loss, draw_validation
 
     if modality_of(config.kind) != config.modality:
@@ -75,8 +76,9 @@ def pretrain_encoder(config: PretrainEncoderConfig, *, shards: In, assets: In, e
     contrast = Contrast(encoder, pairs.embeddings.shape[1], config.dim)
     retrieval = Retrieval(held_out, texts, batch_size=config.batch_size)
     history = train(
-        contrast, lambda step: pairs.work(contrast, step), unit="samples", prepare=lambda: None, validate=lambda: retrieval.recalls(contrast),
-        validate_every=config.validate_every, checkpoint_every=config.checkpoint_every, folder=state, label=f"pretrain {config.modality}",
+        contrast, lambda step: pairs.work(contrast, step), unit="samples", prepare=lambda: None, parallel=Alone(contrast),
+        validate=lambda: retrieval.recalls(contrast), validate_every=config.validate_every, checkpoint_every=config.checkpoint_every,
+        folder=state, label=f"pretrain {config.modality}",
         optimization=Optimization(learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay,
                                   gradient_clip=config.gradient_clip, steps=config.steps))
     shutil.rmtree(state)

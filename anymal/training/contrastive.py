@@ -154,8 +154,7 @@ class ContrastiveData:
         media = self._encoder.augment(self._data.media(rows), generator)
         texts = [self._place[captions[int(rng.integers(len(captions)))]] for captions in (self._data.captions[row] for row in rows)]
         torch.manual_seed(int(rng.integers(2**62)))  # for dropout
-        loss = contrast.loss(media, self.embeddings[texts], torch.from_numpy(self._data.meaning[rows]))
-        return Work([loss], self._batch_size)
+        return Work([lambda: contrast.loss(media, self.embeddings[texts], torch.from_numpy(self._data.meaning[rows]))], self._batch_size)
 
 
 class Retrieval:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from anymal import processes
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError
 from anymal.model.anymal import AnyMAL
 from anymal.model.prompt import Exchange, Medium, Prompt
 from anymal.training.loop import Work
+from anymal.training.parallel import Alone
 
 POOL_BATCHES = 8
 """Batches drawn together and bucketed by length."""
@@ -34,14 +39,31 @@ class Batch:
         """Tokens that carry loss."""
         return sum(len(turn.answer) for dialogue in self.dialogues for turn in dialogue)
 
+    @property
+    def modalities(self) -> set[str]:
+        """Of its media."""
+        return {medium.modality for dialogue in self.dialogues for turn in dialogue for medium in turn.prompt.media}
+
     def split(self, size: int) -> list[Batch]:
         """Parts of at most `size` samples, in order."""
         return [Batch(self.dialogues[i : i + size]) for i in range(0, len(self.dialogues), size)]
 
 
-def work_of(model: AnyMAL, batch: Batch, micro_batch_size: int) -> Work:
-    """A step's work on a batch: mean loss per target token, `micro_batch_size` samples in memory at once."""
-    return Work((model.dialogue_losses(part.dialogues).values.sum() / batch.tokens for part in batch.split(micro_batch_size)), batch.tokens)
+def work_of(model: AnyMAL, parallel: Alone, batch: Batch, micro_batch_size: int, *, seed: tuple[int, int]) -> Work:
+    """This process's work on a batch: mean loss per target token of the whole batch, `micro_batch_size` samples in memory at once.
+
+    Args:
+        seed: the run's and the step: of dropout, so that a resumed run drops the same.
+    """
+    torch.manual_seed(int(np.random.default_rng((*seed, 10, processes.rank())).integers(2**62)))
+    scale = processes.count() / batch.tokens
+
+    def loss(part: Batch) -> Tensor:
+        return parallel.losses(part.dialogues).sum() * scale
+
+    mine = batch.split(len(batch.dialogues) // processes.count())[processes.rank()]
+    idle = [parameter for modality in model.projectors.keys() - batch.modalities for parameter in model.projectors[modality].parameters()]
+    return Work([functools.partial(loss, part) for part in mine.split(micro_batch_size)], batch.tokens, idle)
 
 
 def endless(items: Sequence[int], start: int, count: int, *, seed: tuple[int, ...]) -> list[int]:

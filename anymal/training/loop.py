@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anymal import tracking
-from anymal.errors import Interrupted, NumericalError
+from anymal import processes, tracking
+from anymal.errors import DataError, Interrupted, NumericalError
 from anymal.progress import track
-from anymal.training.checkpoint import load_state, save_state
+from anymal.training.checkpoint import State, read_state, write_state
+from anymal.training.parallel import Alone, divided_as, whole
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,24 @@ class Optimization:
 class Work:
     """One step's work: its loss in parts that add up to it, each made when its turn comes, and how much it trains on.
 
-    Gradients add up over the parts, so memory follows the largest of them.
+    Gradients add up over the parts, so memory follows the largest of them. With several processes, each has parts of its own, as many as the
+    others, and the loss is the mean over the processes.
     """
 
-    losses: Iterable[Tensor]
+    parts: Sequence[Callable[[], Tensor]]
     size: int
-    """In the unit of the loop, such as target tokens or samples."""
+    """Of all processes' parts, in the unit of the loop, such as target tokens or samples."""
+    idle: Sequence[nn.Parameter] = ()
+    """Weights that the step has no use for: they stay as they are, also where sharding gives them gradients of zero."""
 
 
 def train(trained: nn.Module, work: Callable[[int], Work], *, unit: str, optimization: Optimization, prepare: Callable[[], None],
-          validate: Callable[[], dict[str, float]], validate_every: int, checkpoint_every: int, folder: Path, label: str) -> list[dict[str, Any]]:
+          validate: Callable[[], dict[str, float]], validate_every: int, checkpoint_every: int, folder: Path, label: str,
+          parallel: Alone) -> list[dict[str, Any]]:
     """Train `trained` for `optimization.steps` steps; go on from `folder` if it holds a state.
 
     Args:
+        trained: a module; with several processes, a part of the model that `parallel` spreads.
         work: step -> its work; must be a pure function of the step and of the weights.
         unit: what `Work.size` counts.
         prepare: called once before the first step, not when going on from a state.
@@ -72,25 +78,34 @@ def train(trained: nn.Module, work: Callable[[int], Work], *, unit: str, optimiz
         One record per step: `step`, `loss`, `learning_rate`, `gradient_norm`, and `validation` where made.
 
     Raises:
+        DataError: if not all processes see the same state.
         Interrupted: after SIGTERM or SIGINT, with the state saved.
         NumericalError: if the loss is not finite.
     """
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=optimization.learning_rate, betas=(0.9, 0.95), weight_decay=optimization.weight_decay)
-    state = load_state(folder, trained, optimizer)
+    state = read_state(folder)
+    first, history = (0, []) if state is None else (state.step, state.history)
     if state is None:
         prepare()
-        save_state(folder, 0, trained, optimizer, [])
-    first, history = state or (0, [])
-    if first:
+    else:
+        trained.load_state_dict(state.weights, strict=True)
+    if parallel.total(float(first)) != [float(first * processes.count())]:
+        raise DataError(f"{label}: not all processes see the state in {folder}; put the outputs on a file system that all of them share")
+    parallel.begin(trained)
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=optimization.learning_rate, betas=(0.9, 0.95), weight_decay=optimization.weight_decay)
+    if state is None:
+        _save(folder, 0, trained, optimizer, [])
+    else:
         tracking.log_metrics({"resumed_at_step": first}, step=first)
+        optimizer.load_state_dict({"param_groups": optimizer.state_dict()["param_groups"], "state": {
+            index: {name: divided_as(parameters[index], value) for name, value in values.items()} for index, values in state.optimizer.items()}})
     rates = _Throughput(unit)
     trained.train()
     with _stop_signals() as stop, track(total=optimization.steps, label=label, unit="steps") as bar:
         bar.update(first)
         for step in range(first, optimization.steps):
             started, todo = time.perf_counter(), work(step)
-            record = _step(optimizer, todo, optimization=optimization, step=step)
+            record = _step(optimizer, todo, parallel, optimization=optimization, step=step)
             rates.add(todo.size, time.perf_counter() - started)
             last = step + 1 == optimization.steps
             if (step + 1) % validate_every == 0 or last:
@@ -101,26 +116,40 @@ def train(trained: nn.Module, work: Callable[[int], Work], *, unit: str, optimiz
             _log(record, rates)
             bar.update(1)
             bar.set_postfix_str(f"loss {record['loss']:.3f}, {rates.units_per_second:.0f} {unit}/s", refresh=False)
-            if (step + 1) % checkpoint_every == 0 or last or stop.is_set():
-                save_state(folder, step + 1, trained, optimizer, history)
-            if stop.is_set() and not last:
+            stopped = parallel.total(float(stop.is_set())) != [0.0]  # a signal to one process stops all after the same step
+            if (step + 1) % checkpoint_every == 0 or last or stopped:
+                _save(folder, step + 1, trained, optimizer, history)
+            if stopped and not last:
                 raise Interrupted(f"{label}: stopped after step {step + 1} of {optimization.steps}; the state is saved, "
                                   "run the same command to go on")
+    parallel.end(trained)
     return history
 
 
-def _step(optimizer: torch.optim.Optimizer, work: Work, *, optimization: Optimization, step: int) -> dict[str, Any]:
+def _save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
+    weights = {name: whole(value) for name, value in trained.state_dict().items()}
+    values = {index: {name: whole(value) for name, value in values.items()} for index, values in optimizer.state_dict()["state"].items()}
+    if processes.is_main():
+        write_state(folder, State(step, history, weights, values))
+
+
+def _step(optimizer: torch.optim.Optimizer, work: Work, parallel: Alone, *, optimization: Optimization, step: int) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = optimization.rate(step)
     optimizer.zero_grad(set_to_none=True)
     value = 0.0
-    for loss in work.losses:
-        loss.backward()
+    for place, part in enumerate(work.parts, start=1):
+        with parallel.part(last=place == len(work.parts)):
+            loss = part()
+            loss.backward()
         value += float(loss.detach())
+    value = parallel.total(value)[0] / processes.count()
+    for parameter in work.idle:
+        parameter.grad = None
     if not math.isfinite(value):
         raise NumericalError(f"step {step + 1}: the loss is {value}; lower learning_rate = {optimization.learning_rate} "
                              f"or gradient_clip = {optimization.gradient_clip}")
-    norm = float(nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], optimization.gradient_clip))
+    norm = float(whole(nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], optimization.gradient_clip)))
     optimizer.step()
     return {"step": step + 1, "loss": value, "learning_rate": optimization.rate(step), "gradient_norm": norm}
 

@@ -24,7 +24,8 @@ from tests.tiny import make_assets, make_checkpoint, make_features, make_instruc
 TOY = {"asset": "tiny-encoder", "kind": "efficientnet_lite", "settings": {}, "tokens": 5, "dim": 16}
 KNOBS = {
     "seed": 3, "dtype": "float32", "quantization": "none", "attention": "eager", "adapter": {"rank": 4, "alpha": 8, "dropout": 0.1},
-    "mixing": {"template": 1.0}, "gradient_checkpointing": False, "batch_size": 4, "micro_batch_size": 4, "steps": 40, "learning_rate": 0.01,
+    "mixing": {"template": 1.0}, "gradient_checkpointing": False, "batch_size": 4, "micro_batch_size": 4,
+    "parallelism": "ddp", "steps": 40, "learning_rate": 0.01,
     "warmup_steps": 3, "weight_decay": 0.01, "gradient_clip": 1.0, "validation_samples": 6, "validate_every": 20, "checkpoint_every": 5,
     "grounding_floor": -10.0,
 }
