@@ -3,7 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: help setup demo repro test check compile ui clean
+.PHONY: help setup demo repro test check ablation compile ui clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 \t/p' Makefile
@@ -17,6 +17,9 @@ demo: setup  ## from public packages to a measured, registered model, and a summ
 
 repro: setup  ## run what changed
 	@ANYMAL_GRAPH_RUN=repro-$$(date +%s) dvc repro
+
+ablation: setup  ## train the variants of an entry of ablations.yaml and compare them: make ablation NAME=lora
+	python -m pipelines.ablate $(NAME)
 
 test: setup  ## linters, types, all tests
 	ruff check .

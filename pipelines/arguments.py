@@ -5,6 +5,7 @@ from typing import Any
 
 from anymal.errors import ConfigError
 from anymal.stage import load_stage, read_document, section_problems, stage_names, without_nulls
+from pipelines.ablations import CONFIGURED_HERE
 
 
 def read_arguments(profile: Path, lock: str) -> dict[str, Any]:
@@ -18,10 +19,11 @@ def read_arguments(profile: Path, lock: str) -> dict[str, Any]:
         ConfigError: naming every wrong knob of every section, and every missing or unknown section, at once.
     """
     document = read_document(profile)
-    problems = [f"{profile}: has no section '{name}'" for name in stage_names() if name not in document]
-    problems += [f"{profile}: section '{name}' belongs to no stage" for name in document if name not in stage_names()]
+    stages = [name for name in stage_names() if name not in CONFIGURED_HERE]
+    problems = [f"{profile}: has no section '{name}'" for name in stages if name not in document]
+    problems += [f"{profile}: section '{name}' belongs to no stage" for name in document if name not in stages]
     arguments: dict[str, Any] = {"lock": lock}
-    for name in sorted(set(stage_names()) & set(document)):
+    for name in sorted(set(stages) & set(document)):
         stage = load_stage(name)
         problems += section_problems(stage, document[name])
         if stage.per_modality and isinstance(document[name], dict):

@@ -1,12 +1,21 @@
-"""Compile every pipeline of this folder to Kubeflow's intermediate representation: `python -m pipelines.compile [FOLDER]`."""
+"""Compile every pipeline to Kubeflow's intermediate representation: `python -m pipelines.compile [FOLDER]`."""
 
-import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler
 
-PIPELINES = ("training",)
+from pipelines.ablation import ablation_pipeline
+from pipelines.ablations import FILE, read_ablations
+from pipelines.training import training
+
+ROOT = Path(__file__).parent.parent
+
+
+def pipelines() -> dict[str, Any]:
+    """Name -> pipeline: `training`, and one for each entry of `ablations.yaml`."""
+    return {"training": training} | {f"ablation-{name}": ablation_pipeline(name, entry) for name, entry in read_ablations(ROOT / FILE).items()}
 
 
 def compile_all(folder: Path) -> list[Path]:
@@ -17,10 +26,10 @@ def compile_all(folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in PIPELINES:
+    for name, pipeline in pipelines().items():
         target = folder / f"{name}.yaml"
         temporary = folder / f".{name}.partial.yaml"
-        compiler.Compiler().compile(getattr(importlib.import_module(f"pipelines.{name}"), name), str(temporary))
+        compiler.Compiler().compile(pipeline, str(temporary))
         written.append(temporary.replace(target))
     return written
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anymal.stage import load_stage, read_document, stage_names
+from pipelines.ablations import CONFIGURED_HERE, compare_section, read_ablation
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "mlflow", "spacy", "cv2", "onnxruntime", "pandas", "scipy", "matplotlib", "av", "soundfile")
@@ -91,7 +92,8 @@ def test_a_stage_that_runs_once_knows_no_modality(tmp_path):
 
 @pytest.mark.parametrize("name", stage_names())
 def test_missing_input_names_the_port_and_leaves_nothing(name, tmp_path):
-    done = anymal(*stage_arguments(name, tmp_path, str(ROOT / "params.yaml"), a_modality(name)))
+    inline = json.dumps(compare_section(read_ablation("layers", ROOT / "ablations.yaml"), "demo"))
+    done = anymal(*stage_arguments(name, tmp_path, inline if name in CONFIGURED_HERE else str(ROOT / "params.yaml"), a_modality(name)))
     assert done.returncode == 2
     for port, several in load_stage(name).inputs.items():
         for file in [port, f"{port}-two"] if several else [port]:

@@ -15,9 +15,11 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 from ruamel.yaml import YAML
 
-from pipelines.compile import PIPELINES
+from pipelines.ablations import read_ablations
+from pipelines.compile import pipelines
 
 ROOT = Path(__file__).parent.parent
+PIPELINES = tuple(pipelines())
 
 
 def compile_into(folder: Path, hash_seed: str) -> dict[str, bytes]:
@@ -40,8 +42,11 @@ def documents(request: pytest.FixtureRequest, compiled: dict[str, bytes]) -> tup
 
 
 def test_all_pipelines_of_the_folder_are_compiled(compiled):
+    """One for each module that has a pipeline, and one for each ablation."""
     modules = {path.stem for path in (ROOT / "pipelines").glob("*.py") if "@dsl.pipeline" in path.read_text()}
-    assert modules == set(PIPELINES)
+    ablations = {f"ablation-{name}" for name in read_ablations(ROOT / "ablations.yaml")}
+    assert len(ablations) == 6
+    assert modules | ablations == set(PIPELINES)
     assert set(compiled) == {f"{name}.yaml" for name in PIPELINES}
 
 

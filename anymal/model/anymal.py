@@ -72,7 +72,7 @@ class AnyMAL(nn.Module):
         if rate := getattr(self.llm.config, "attention_dropout", 0.0):
             raise ConfigError(f"gradient_checkpointing: the LLM has attention_dropout = {rate}; set it to 0 in its config.json, or switch "
                               "gradient_checkpointing off")
-        self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.llm.activation_checkpointing_enable({"use_reentrant": False})
         self.llm.train()
         self.shares_prefixes = False
 

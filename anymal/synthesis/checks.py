@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from anymal.errors import ConfigError
 from anymal.synthesis.places import ARTICLES, disagreement
 from anymal.synthesis.words import Facts, Mention, Words, known_words, number, words
 
@@ -43,11 +44,20 @@ AUXILIARIES = BE | {"do", "does", "did", "can", "could", "has", "have", "will", 
 
 @dataclass(frozen=True)
 class Limits:
-    """Words that a question and an answer may have, and the share of an answer's content words that only the LLM knows."""
+    """Words that a question and an answer may have, and the share of an answer's content words that only the LLM knows.
+
+    Raises:
+        ConfigError: if a least number of words is above its greatest, so that nothing could be kept.
+    """
 
     question_words: tuple[int, int]
     answer_words: tuple[int, int]
     unsupported: float
+
+    def __post_init__(self) -> None:
+        for name, (least, greatest) in (("question_words", self.question_words), ("answer_words", self.answer_words)):
+            if not 0 < least <= greatest:
+                raise ConfigError(f"{name} = [{least}, {greatest}]: give the least number of words, from 1, and then the greatest")
 
 
 @dataclass(frozen=True)

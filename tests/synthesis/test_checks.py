@@ -3,6 +3,7 @@ import re
 import pytest
 
 from anymal.synthesis.alike import Alike
+from anymal.errors import ConfigError
 from anymal.synthesis.checks import REASONS, Limits, Pair, problem, refers_back
 from anymal.synthesis.descriptions import Description, Thing
 from anymal.synthesis.words import Facts, Lexicon, plurals, words
@@ -139,3 +140,9 @@ def test_pairs_are_alike_by_their_word_triples():
     assert alike.count("What color is the background? The background is green.") == 0
     alike.keep("Two.")
     assert alike.count("two") == 1
+
+
+@pytest.mark.parametrize("words", [(5, 4), (0, 3)])
+def test_limits_that_nothing_fits_are_refused(words):
+    with pytest.raises(ConfigError, match=rf"answer_words = \[{words[0]}, {words[1]}\]: give the least number"):
+        Limits((3, 20), words, 0.0)

@@ -1,0 +1,24 @@
+"""Component of the stage compare, for three runs."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Output
+
+from components import images
+
+
+@dsl.container_component
+def compare_three(
+    config: dict, results_first: Input[Metrics], results_second: Input[Metrics], results_third: Input[Metrics],
+    plots_first: Input[Artifact], plots_second: Input[Artifact], plots_third: Input[Artifact],
+    table: Output[Markdown], metrics: Output[Metrics], figure: Output[Artifact],
+):
+    """One table and one picture of three runs."""
+    return dsl.ContainerSpec(
+        image=images.EVAL, command=["anymal", "compare"],
+        args=[
+            "--config", config, "--results", results_first.path, "--results", results_second.path, "--results", results_third.path,
+            "--plots", plots_first.path, "--plots", plots_second.path, "--plots", plots_third.path,
+            "--table", table.path, "--metrics", metrics.path, "--figure", figure.path,
+            "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )
