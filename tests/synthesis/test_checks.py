@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from anymal.synthesis.alike import Alike
 from anymal.errors import ConfigError
+from anymal.synthesis.alike import Alike
 from anymal.synthesis.checks import REASONS, Limits, Pair, problem, refers_back
 from anymal.synthesis.descriptions import Description, Thing
 from anymal.synthesis.words import Facts, Lexicon, plurals, words
