@@ -6,6 +6,7 @@ import ast
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,12 +50,19 @@ class Anymal(click.Group):
                     formatter.write_dl(rows)
 
 
+class Place(click.Path):
+    """A path, or an address `s3://BUCKET/PREFIX`, which stays text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and value.startswith("s3://") else super().convert(value, param, ctx)
+
+
 def _stage_command(name: str) -> click.Command:
     from anymal.stage import load_stage, read_config, run_stage
 
     stage = load_stage(name)
 
-    def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | tuple[Path, ...]) -> None:
+    def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | str | tuple[Path | str, ...]) -> None:
         run_stage(stage, read_config(stage, config, modality), ports, executor_input)
 
     modality = click.Option(["--modality"], metavar="NAME", help="Which of the profile's sections of this stage; not needed with JSON.")
@@ -63,10 +71,10 @@ def _stage_command(name: str) -> click.Command:
         click.Option(["--config"], required=True, metavar="FILE|JSON",
                      help="A profile (its section of this stage's name is read), or the section itself as JSON."),
         *([modality] if stage.per_modality else []),
-        *(click.Option([f"--{port.replace('_', '-')}"], required=True, multiple=several, type=click.Path(path_type=Path), metavar="PATH",
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, multiple=several, type=Place(path_type=Path), metavar="PATH|s3://…",
                        help="Input; repeat it for several." if several else "Input.")
           for port, several in stage.inputs.items()),
-        *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=click.Path(path_type=Path), metavar="PATH", help="Output.")
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=Place(path_type=Path), metavar="PATH|s3://…", help="Output.")
           for port in stage.outputs),
         click.Option(["--executor-input"], metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs."),
     ]

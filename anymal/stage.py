@@ -17,10 +17,11 @@ import json
 import os
 import shutil
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,12 +29,19 @@ from anymal import processes
 from anymal.data.manifest import MANIFEST, sha256_of, write_manifest
 from anymal.errors import AnymalError, ConfigError, DataError
 
+if TYPE_CHECKING:
+    from anymal.data.remote import Outputs
+
+P = TypeVar("P")
+
 In = Annotated[Path, "in"]
 Ins = Annotated[tuple[Path, ...], "ins"]
 """One or more paths: the option is repeated on the command line."""
 Out = Annotated[Path, "out"]
 
 Ports = Mapping[str, Path | tuple[Path, ...]]
+Places = Mapping[str, Path | str | tuple[Path | str, ...]]
+"""Ports as they are given: paths, and addresses `s3://BUCKET/PREFIX` as text."""
 
 STAGES_FOLDER = Path(__file__).parent / "stages"
 
@@ -176,6 +184,47 @@ def section_problems(stage: Stage, section: object) -> list[str]:
     return problems
 
 
+def read_profile(source: str) -> dict[str, Any]:
+    """A whole profile: from its file, or as inline JSON, where knobs that are null may be left out (Kubeflow's arguments know no null).
+
+    Raises:
+        ConfigError: if it cannot be read; what its sections hold is not looked at.
+    """
+    if not source.lstrip().startswith("{"):
+        return read_document(Path(source))
+    try:
+        document = json.loads(source, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--config: not valid JSON: {error}") from error
+    for name in document.keys() & set(stage_names()):
+        stage, section = load_stage(name), document[name]
+        for part in (section.values() if stage.per_modality and isinstance(section, dict) else [section]):
+            with_nulls(stage.config, part)
+    return document
+
+
+def profile_problems(document: Mapping[str, Any], source: str, stages: Sequence[str] | None = None) -> list[str]:
+    """All that is wrong with a profile.
+
+    Args:
+        source: what it is called.
+        stages: those that are to run and must have a section; any that has one, if not given. Other sections are checked as well.
+    """
+    known = stage_names()
+    problems = []
+    for name in [*document, *(stages or [])]:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"stages: {', '.join(known)}"
+            what = f"{source}: section '{name}' belongs to no stage" if name in document else f"--stages {name}: no such stage"
+            problems.append(f"{what}; {hint}")
+    problems += [f"{source}: has no section '{name}'; it has {', '.join(map(str, document))}" for name in stages or []
+                 if name in known and name not in document]
+    for name in sorted(set(known) & set(document)):
+        problems += section_problems(load_stage(name), document[name])
+    return problems
+
+
 def label(stage: Stage, config: Config) -> str:
     """What a run of a stage is called: `ingest`, `align.audio`."""
     return f"{stage.name}.{config.modality}" if stage.per_modality else stage.name  # type: ignore[attr-defined]
@@ -270,11 +319,11 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None = None) -> None:
+def run_stage(stage: Stage, config: Config, ports: Places | Ports, executor_input: str | None = None) -> None:
     """Run one stage: check inputs, run it with temporary outputs, rename them, and report to MLflow and Kubeflow.
 
     A stage that fails leaves none of its outputs. Partial work of a `resumable` stage stays beside the output as
-    `.NAME.partial` and is used again only if config and inputs are the same.
+    `.NAME.partial` and is used again only if config and inputs are the same. Inputs on S3 are fetched first, outputs sent there last.
 
     Of several processes that torchrun started, the main one does this; the others only run the stage with it.
 
@@ -283,50 +332,89 @@ def run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | 
     """
     if processes.count() > 1 and not stage.distributed:
         raise ConfigError(f"{stage.name}: runs in one process, but WORLD_SIZE = {processes.count()}; start it without torchrun")
-    with processes.together():
-        _run_stage(stage, config, ports, executor_input)
+    with _explained(stage, ports), _on_this_machine(stage, ports) as (local, sending), processes.together():
+        _run_stage(stage, config, local, executor_input, sending)
 
 
-def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None) -> None:
-    from anymal import tracking
+@contextmanager
+def _on_this_machine(stage: Stage, ports: Places | Ports) -> Iterator[tuple[Ports, Outputs | None]]:
+    """Paths for all ports, and the outputs that are to be sent to S3."""
+    if any(isinstance(place, str) for _, place in _flat(ports)):
+        from anymal.data.remote import local_ports
 
+        outputs = {name: place for name in stage.outputs if not isinstance(place := ports[name], tuple)}
+        with local_ports(stage.name, {name: ports[name] for name in stage.inputs}, outputs) as found:
+            yield found
+    else:
+        yield ports, None  # type: ignore[misc]
+
+
+def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None, sending: Outputs | None) -> None:
     inputs = {name: ports[name] for name in stage.inputs}
     targets = {name: path for name in stage.outputs if isinstance(path := ports[name], Path)}
     missing = [f"--{name.replace('_', '-')} {path}" for name, path in _flat(inputs) if not path.exists()]
     if missing:
         raise DataError(f"{stage.name}: input not found: {', '.join(missing)}; run the stage that makes it, or correct the path")
     _check_outputs(stage, targets, inputs)
-    partials = {name: path.with_name(f".{path.name}.partial") for name, path in targets.items()}
+    partials = {name: _partial(path) for name, path in targets.items()}
+    hashes = _fingerprints(inputs) if processes.is_main() or sending is not None else {}
+    state = json.dumps({"config": config.model_dump(mode="json"), "inputs": hashes}, sort_keys=True)
+    made = sending is not None and sending.made(state, targets)
     if not processes.is_main():
         processes.wait()
-        stage.function(config, **inputs, **partials)
-        return
-    hashes = _fingerprints(inputs)
-    try:
-        _prepare(stage, config, hashes, targets, partials)
-        processes.wait()
-        with tracking.stage_run(label(stage, config), config.model_dump(mode="json"), hashes) as run:
+        if not made:
             stage.function(config, **inputs, **partials)
-            _publish(stage.name, partials, targets)
-            run.finish(targets)
-        for path in targets.values():
-            _remove(_state_file(path))
+        return
+    try:
+        if not made:
+            _prepare(stage, state, targets, partials)
+        processes.wait()
+        if not made:
+            _make(stage, config, inputs, targets, hashes=hashes, published=None if sending is None else lambda: sending.keep(state, targets))
+        if sending is not None:
+            sending.send()
         if executor_input is not None:
             write_executor_output(json.loads(executor_input), targets)
-    except AnymalError:
-        raise
-    except Exception as error:
-        sentence = _explain(error, ", ".join(sorted({str(path.parent) for path in targets.values()})))
-        if sentence is None:
-            raise
-        raise AnymalError(f"{stage.name}: {sentence}") from error
+        if sending is not None:
+            sending.clear()
     finally:
         if not stage.resumable:
             for partial in partials.values():
                 _remove(partial)
 
 
-def _flat(ports: Ports) -> list[tuple[str, Path]]:
+def _make(stage: Stage, config: Config, inputs: Ports, targets: Mapping[str, Path], *, hashes: Mapping[str, str],
+          published: Callable[[], None] | None) -> None:
+    """Run the stage and give its outputs their names, as one run of MLflow; then call `published`."""
+    from anymal import tracking
+
+    partials = {name: _partial(path) for name, path in targets.items()}
+    with tracking.stage_run(label(stage, config), config.model_dump(mode="json"), hashes) as run:
+        stage.function(config, **inputs, **partials)
+        _publish(stage.name, partials, targets)
+        if published is not None:
+            published()
+        run.finish(targets)
+    for path in targets.values():
+        _remove(_state_file(path))
+
+
+@contextmanager
+def _explained(stage: Stage, ports: Places | Ports) -> Iterator[None]:
+    """Say trouble that lies in the machine in a sentence."""
+    try:
+        yield
+    except AnymalError:
+        raise
+    except Exception as error:
+        places = {str(place.parent if isinstance(place, Path) else place) for name in stage.outputs for _, place in _flat({name: ports[name]})}
+        sentence = _explain(error, ", ".join(sorted(places)))
+        if sentence is None:
+            raise
+        raise AnymalError(f"{stage.name}: {sentence}") from error
+
+
+def _flat(ports: Mapping[str, P | tuple[P, ...]]) -> list[tuple[str, P]]:
     """(port, path) of every path."""
     return [(name, path) for name, value in ports.items() for path in (value if isinstance(value, tuple) else (value,))]
 
@@ -380,13 +468,16 @@ def _is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def _partial(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial")
+
+
 def _state_file(output: Path) -> Path:
     return output.with_name(f".{output.name}.state")
 
 
-def _prepare(stage: Stage, config: Config, hashes: Mapping[str, str], ports: Mapping[str, Path], partials: Mapping[str, Path]) -> None:
-    """Drop partial outputs that belong to other knobs or inputs, and note which ones the new ones belong to."""
-    state = json.dumps({"config": config.model_dump(mode="json"), "inputs": dict(hashes)}, sort_keys=True)
+def _prepare(stage: Stage, state: str, ports: Mapping[str, Path], partials: Mapping[str, Path]) -> None:
+    """Drop partial outputs that belong to other knobs or inputs (to another `state`), and note which ones the new ones belong to."""
     for name, partial in partials.items():
         partial.parent.mkdir(parents=True, exist_ok=True)
         note = _state_file(ports[name])

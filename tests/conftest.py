@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.s3_server import S3Server
+
+AWS_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE")
 MLFLOW_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "ANYMAL_GRAPH_RUN", "ANYMAL_TRACKING", "ANYMAL_GIT_REVISION",
                     "RANK")
 
@@ -116,6 +119,26 @@ def mlflow_server(session_server: Server) -> Server:
     if session_server.process is None:
         session_server.start()
     return session_server
+
+
+@pytest.fixture(scope="session")
+def session_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The server of `s3_server`, which starts it."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_server(session_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A running real S3 server that the environment names; one per session, and one that a test killed is started again."""
+    if not session_s3.running:
+        session_s3.start()
+    for variable in AWS_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in session_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return session_s3
 
 
 @pytest.fixture(scope="session")
