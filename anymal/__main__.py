@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from anymal.errors import report
+
 PACKAGE = Path(__file__).parent
 FOLDERS = {"stages": "Stages", "commands": "Commands"}
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 75
-"""EX_TEMPFAIL: progress was saved; the same command goes on from there."""
 
 
 def _modules(folder: str) -> list[str]:
@@ -88,17 +86,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors the user can mend are printed as sentences, without a traceback."""
-    from anymal.errors import AnymalError, Interrupted
-
-    try:
-        cli(prog_name="anymal")
-    except Interrupted as error:
-        print(f"anymal: {error}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except AnymalError as error:
-        print(f"anymal: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+    """Run the command line."""
+    report("anymal", lambda: cli(prog_name="anymal"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,14 @@
 """Every error a user can cause or meet has `AnymalError` as its root and is shown as one sentence, without a traceback."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL: progress was saved; the same command goes on from there."""
+
 
 class AnymalError(Exception):
     """The message names the setting or file, its value, and the remedy."""
@@ -31,3 +40,15 @@ class Interrupted(AnymalError):
 
 class NumericalError(AnymalError):
     """Training or generation produced a value that is not finite."""
+
+
+def report(program: str, action: Callable[[], object]) -> None:
+    """Run a program's action; errors the user can mend are printed as sentences, without a traceback, and become its exit status."""
+    try:
+        action()
+    except Interrupted as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except AnymalError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)

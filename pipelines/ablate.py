@@ -21,13 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anymal.errors import AnymalError, ConfigError, DataError, Interrupted
+from anymal.errors import AnymalError, ConfigError, DataError, Interrupted, report
 from anymal.stage import load_stage, read_document, run_stage, validate
 from pipelines.ablations import FILE, Ablation, Profile, compare_section, read_ablation, read_ablations, variant_sections
 
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 75
-"""As `anymal` itself: the same command goes on from there."""
 REPORTS = Path("reports/ablations")
 DECIDING = ("params.yaml", "dvc.yaml", "dvc.lock", "assets.lock.yaml", "anymal")
 """Tracked files that decide about a result; an experiment carries their changes since the last commit with it."""
@@ -172,18 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.ablate", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"an entry of {FILE}; without it, they are listed")
     name = parser.parse_args().name
-    try:
-        if name is None:
-            for known, entry in read_ablations().items():
-                print(f"{known:<14}{entry.title}: {', '.join(entry.variants[PROFILE])}")
-        else:
-            run_ablation(name)
-    except Interrupted as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except AnymalError as error:
-        print(f"ablate: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+    report("ablate", list_ablations if name is None else lambda: run_ablation(name))
+
+
+def list_ablations() -> None:
+    """Print what can be run."""
+    for name, entry in read_ablations().items():
+        print(f"{name:<14}{entry.title}: {', '.join(entry.variants[PROFILE])}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def make_shards(folder):
 
 def stage(name, config, **ports):
     loaded = load_stage(name)
-    run_stage(loaded, read_config(loaded, json.dumps(config)), {port: Path(path) for port, path in ports.items()})
+    run_stage(loaded, read_config(loaded, json.dumps(config)), {
+        port: tuple(map(Path, path)) if isinstance(path, tuple) else Path(path) for port, path in ports.items()})
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_it_goes_all_the_way_to_an_answer(registered, workspace):
     (workspace / "encoders/nose").mkdir(parents=True)
     weights = torch.randn(RECEPTORS, Nose.tokens * Nose.dim, generator=torch.Generator().manual_seed(0))
     save_file({"weights": weights}, workspace / "encoders/nose/nose.safetensors")
-    stage("encode", ENCODE, shards="data/shards/smell", encoders="encoders", features="data/features/smell")
+    stage("encode", ENCODE, shards=("data/shards/smell",), encoders="encoders", features="data/features/smell")
     stage("align", ALIGN_SMELL, features="data/features/smell", assets="data/assets", checkpoint="models/checkpoints/smell", plots="plots",
           metrics="align.json")
     assert json.loads(Path("align.json").read_text())["validation"]["gap_shuffled"] > 0.3, "the held-out smells are read"

@@ -222,11 +222,16 @@ class AnyMAL(nn.Module):
         return answers
 
     def _generate(self, samples: Sequence[Pieces], max_new_tokens: int) -> list[str]:
-        rows = self._embed_prompts(samples, [0] * len(samples))
+        """Answers of one batch; what all prompts begin with goes through the LLM once, the padding follows it."""
+        shared = self._shared_prefix(samples)
+        rows = self._embed_prompts(samples, [len(shared)] * len(samples))
         longest = max(map(len, rows))
-        batch = torch.stack([functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-        mask = torch.stack([(torch.arange(longest, device=batch.device) >= longest - len(row)).long() for row in rows])
-        out = self.llm.generate(inputs_embeds=batch, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+        prefix = self._embed(shared)
+        batch = torch.stack([torch.cat([prefix, functional.pad(row, (0, 0, longest - len(row), 0))]) for row in rows])
+        places = torch.arange(len(shared) + longest, device=batch.device)
+        mask = torch.stack([((places < len(shared)) | (places >= len(places) - len(row))).long() for row in rows])
+        cache = self._prefixes.get(shared, len(rows)) if shared else None
+        out = self.llm.generate(inputs_embeds=batch, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
                                 eos_token_id=self.end_of_turn, pad_token_id=self.end_of_turn)
         return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
 

@@ -45,6 +45,7 @@ def load_llm(folder: Path, *, dtype: str, quantization: str, attention: str) -> 
         options["device_map"] = {"": torch.cuda.current_device()}
     llm = AutoModelForCausalLM.from_pretrained(folder, **options)
     keep_quantized_backward_right(llm)
+    keep_prefill_cheap(llm)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.chat_template is None:
         raise DataError(f"{folder}: its tokenizer has no chat template; use an instruction-tuned LLM")
@@ -61,6 +62,15 @@ def keep_quantized_backward_right(llm: torch.nn.Module) -> None:
     for module in llm.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
+
+
+def keep_prefill_cheap(llm: Any) -> None:
+    """Hand the output layer contiguous positions.
+
+    `generate` slices the last position of each prompt out of the hidden states; for such a view torch multiplies batch by batch and copies
+    the whole vocabulary's weights for every sequence: 2.1 of 2.9 s for 32 prompts of the demo's LLM.
+    """
+    llm.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))
 
 
 PREFIXES = 16

@@ -56,3 +56,16 @@ def test_bad_folders_and_settings_are_named(folder, tmp_path):
         load_llm(tmp_path / "none", dtype="float32", quantization="none", attention="eager")
     with pytest.raises(ConfigError, match="quantization = int3"):
         load_llm(folder, dtype="float32", quantization="int3", attention="eager")
+
+
+def test_generating_does_not_copy_the_vocabulary_for_each_prompt(folder):
+    """A view of the last positions made torch multiply batch by batch, each with a copy of the output layer's weights."""
+    from torch.profiler import ProfilerActivity, profile
+
+    llm, _ = load_llm(folder, dtype="bfloat16", quantization="none", attention="eager")
+    weights = llm.get_output_embeddings().weight.numel()
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+        llm.generate(inputs_embeds=torch.zeros(4, 6, 128, dtype=torch.bfloat16), attention_mask=torch.ones(4, 6, dtype=torch.long), max_new_tokens=1)
+    copied = [event.input_shapes[0] for event in found.events() if event.name == "aten::copy_" and event.input_shapes]
+    assert copied
+    assert max(torch.Size(shape).numel() for shape in copied) < 4 * weights

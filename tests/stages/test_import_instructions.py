@@ -123,7 +123,7 @@ def test_new_media_can_be_encoded(imported: dict[str, Path], tmp_path: Path):
     encode = load_stage("encode")
     section = {"seed": 0, "modality": "audio", "encoder": "log-mel", "kind": ARCHITECTURES["audio"][0], "settings": {}, "batch_size": 4, "workers": 1}
     run_stage(encode, validate(encode.config, section, "encode.audio"),
-              {"shards": imported["media"] / "audio", "encoders": tmp_path / "encoders", "features": tmp_path / "features"})
+              {"shards": (imported["media"],), "encoders": tmp_path / "encoders", "features": tmp_path / "features"})
     from anymal.data.features import FeatureStore
 
     store = FeatureStore(tmp_path / "features", "train")

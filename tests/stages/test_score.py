@@ -15,21 +15,22 @@ from tests.evaluation.conftest import folders, toys  # noqa: F401 -- fixtures
 KNOBS = {"seed": 0, "bootstrap_resamples": 100, "examples": 2}
 
 
-def run(target, *predictions, **knobs):
+def run(target, *predictions, baselines=None, **knobs):
     outputs = {"metrics": target / "evaluate.json", "report": target / "evaluate.html"}
-    ports = {"predictions": predictions, "baselines": predictions[:1], **outputs}
+    ports = {"predictions": predictions, "baselines": baselines or predictions[:1], **outputs}
     run_stage(load_stage("score"), validate(ScoreConfig, {**KNOBS, **knobs}, "score"), ports)
     return {name: path.read_bytes() for name, path in outputs.items()}
 
 
 @pytest.mark.slow
 def test_all_modalities_are_in_one_tree_and_one_report(folders, tmp_path):  # noqa: F811
-    first = run(tmp_path / "a", *folders.values())
+    baselines = (next(iter(folders.values())),)
+    first = run(tmp_path / "a", *folders.values(), baselines=baselines)
     tree = json.loads(first["metrics"])
     assert {modality: sorted(tasks) for modality, tasks in tree.items()} == {"image": ["caption", "vqa"], "imu": ["caption", "qa"], "mixed": ["qa"]}
     assert tree["imu"]["caption"]["class_accuracy"]["value"] == 1.0
     assert first["report"].count(b"<section") == 3
-    assert run(tmp_path / "b", *reversed(folders.values())) == first
+    assert run(tmp_path / "b", *reversed(folders.values()), baselines=baselines) == first
 
 
 def test_questions_alone_need_no_java_and_the_same_folder_gives_the_same_bytes(folders, tmp_path, monkeypatch):  # noqa: F811
