@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anymal import tracking
+from anymal.cluster import SECTION, cluster_of, in_bytes
 from anymal.data import remote
 from anymal.data.asset_folders import cache_folder
 from anymal.data.available import check_available
@@ -22,7 +23,8 @@ from anymal.data.lock import AnyEntry, read_lock, unknown_name
 from anymal.data.manifest import MANIFEST, verify_manifest
 from anymal.data.s3 import SCHEME, S3Error, Storage
 from anymal.errors import AnymalError, ConfigError, DataError
-from anymal.stage import profile_problems
+from anymal.planning import profile as planning
+from anymal.profile import profile_problems
 
 SECONDS = 10
 """How long a server may take to answer."""
@@ -49,13 +51,15 @@ class Run:
     """What the profile is called."""
     stages: tuple[str, ...] = ()
     """Those that will run; all of the profile if empty."""
-    lock: Path | None = None
+    lock: remote.Place | None = None
     inputs: tuple[remote.Place, ...] = ()
     """Folders and files that stages will read."""
     outputs: tuple[remote.Place, ...] = ()
     """Where stages will write."""
     secrets: tuple[str, ...] = ()
     """Environment variables that must be set, besides those which the other checks ask for."""
+    variants: tuple[Mapping[str, Any], ...] = ()
+    """Sections that run instead of the profile's as well: an ablation's."""
     sizes: dict[str, int] = field(default_factory=dict, init=False)
     """Bytes to be brought here, by what they are: noted by the checks for the one of the disks, which comes last."""
 
@@ -68,9 +72,11 @@ class Run:
         """The lock of assets.
 
         Raises:
-            ConfigError: if it is wrong.
+            AnymalError: if it is wrong, or cannot be fetched.
         """
-        return read_lock(self.lock) if self.lock is not None else {}
+        if self.lock is None:
+            return {}
+        return read_lock(self.lock if isinstance(self.lock, Path) else remote.fetch("--lock", self.lock, storage=self.storage))
 
     @cached_property
     def storage(self) -> Storage:
@@ -98,6 +104,7 @@ def _finding(check: str, subject: str, look: Callable[[], object]) -> Finding:
 def configuration(run: Run) -> Iterator[Finding]:
     """Every section against its schema."""
     problems = profile_problems(run.profile, run.source, run.stages)
+    problems += [problem for variant in run.variants for problem in profile_problems(variant, run.source)]
     yield from (Finding("configuration", run.source, problem) for problem in problems)
     if not problems:
         yield Finding("configuration", f"{run.source}: {len(run.profile)} sections")
@@ -162,7 +169,7 @@ def assets(run: Run) -> Iterator[Finding]:
         return
     try:
         entries = run.lock_entries
-    except ConfigError as error:
+    except AnymalError as error:
         yield from (Finding("assets", str(run.lock), line) for line in str(error).split("\n"))
         return
     section = run.profile["ingest"]
@@ -185,10 +192,42 @@ def assets(run: Run) -> Iterator[Finding]:
         yield from pool.map(look, names)
 
 
+def gpus(run: Run) -> Iterator[Finding]:
+    """Memory of the GPUs that the profile's section `kubeflow` gives to training stages, against what `anymal plan` predicts."""
+    if SECTION not in run.profile or profile_problems(run.profile, run.source):
+        return  # `configuration` has said so
+    cluster = cluster_of(run.profile, run.source)
+    for name in planning.stage_names(run.profile):
+        resources = cluster.of(name.replace(".", "_"))
+        if not run.runs(name.partition(".")[0]) or not resources.gpus or resources.gpu_memory is None:
+            continue
+        if missing := sorted({"align", "encode"} - run.profile.keys()):
+            yield Finding("gpus", f"{name}: not planned; that takes the sections {' and '.join(missing)}")
+        else:
+            machine = planning.Machine(resources.nodes * resources.processes, in_bytes(resources.gpu_memory), planning.RESERVE)
+            subject = f"{name}: {machine.gpus} GPUs of {resources.gpu_memory}"
+            yield _finding("gpus", subject, lambda name=name, machine=machine: _plan(run, name, machine))  # type: ignore[misc]
+
+
+def _plan(run: Run, stage: str, machine: planning.Machine) -> None:
+    plan = planning.plan_stage(run.profile, stage, machine=machine, prompt_tokens=planning.PROMPT_TOKENS, answer_tokens=planning.ANSWER_TOKENS,
+                               assets=None, features=None)
+    if plan.fits:
+        return
+    remedy = "make the projector narrower or shallower, quantise the LLM, or ask for larger GPUs"
+    if plan.largest_micro_batch is not None:
+        remedy = f"lower it to {plan.largest_micro_batch}, or ask for larger GPUs"
+    raise ConfigError(f"{stage}.micro_batch_size = {plan.micro_batch_size}: needs {plan.total / planning.GIB:.1f} GiB of a GPU's "
+                      f"{machine.bytes_per_gpu / planning.GIB:.0f} GiB, of which {machine.reserve / planning.GIB:.0f} stay free; {remedy}")
+
+
 def inputs(run: Run) -> Iterator[Finding]:
     """Folders and files that stages will read: there, whole, and with the hashes of their manifests."""
     for place in run.inputs:
-        yield _finding("inputs", str(place), lambda place=place: _look_at(run, place))  # type: ignore[misc]
+        if isinstance(place, str) and not place.startswith(SCHEME):
+            yield Finding("inputs", f"{place}: not looked at; only paths and {SCHEME} are")
+        else:
+            yield _finding("inputs", str(place), lambda place=place: _look_at(run, place))  # type: ignore[misc]
 
 
 def _look_at(run: Run, place: remote.Place) -> None:
@@ -255,7 +294,7 @@ def _existing(folder: Path) -> Path:
 
 
 CHECKS: dict[str, Callable[[Run], Iterator[Finding]]] = {
-    "configuration": configuration, "secrets": secrets, "mlflow": mlflow, "servers": servers, "assets": assets, "inputs": inputs,
+    "configuration": configuration, "secrets": secrets, "mlflow": mlflow, "servers": servers, "assets": assets, "gpus": gpus, "inputs": inputs,
     "outputs": outputs, "disk": disk,
 }
 """In the order of the report. A further check is a function here: it yields a `Finding` for each thing that it looks at."""

@@ -15,14 +15,18 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
+from anymal.cluster import SECTION
 from anymal.commands.preflight import command
+from anymal.config import read_document, without_nulls
 from anymal.data.manifest import MANIFEST, write_manifest
 from anymal.data.remote import send
 from anymal.preflight import Finding, Run, preflight
-from anymal.stage import load_stage, profile_problems, read_document, read_profile, section_problems, without_nulls
+from anymal.profile import profile_problems, read_profile, section_problems
+from anymal.stage import load_stage
 from tests.s3_server import BUCKET, READER, S3Server
 
 ROOT = Path(__file__).parent.parent
+PRODUCTION = ROOT / "params.production.yaml"
 DEMO = ROOT / "params.yaml"
 
 
@@ -159,7 +163,7 @@ def test_the_server_of_a_section_is_asked(server: str, monkeypatch: pytest.Monke
 def test_both_profiles_are_valid_as_files_and_as_kubeflow_carries_them(name: str) -> None:
     document = read_document(ROOT / name)
     assert profile_problems(document, name) == []
-    carried = json.dumps({key: without_nulls(value) for key, value in document.items()})
+    carried = json.dumps({key: value if key == SECTION else without_nulls(value) for key, value in document.items()})
     assert read_profile(carried) == json.loads(json.dumps(document))
     assert profile_problems(read_profile(carried), "--config") == []
 
@@ -237,3 +241,24 @@ def test_an_s3_server_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = problems(Run({}, "x", inputs=("s3://data/in",), outputs=("s3://data/out",)))
     assert all("the S3 server cannot be reached; check the network and AWS_ENDPOINT_URL_S3" in lines[0] for lines in found.values())
     assert found.keys() == {"inputs", "outputs"}
+
+
+def of_check(findings: list[Finding], check: str) -> list[Finding]:
+    return [finding for finding in findings if finding.check == check]
+
+
+def test_a_training_stage_that_fits_no_gpu_is_refused_before_it_starts():
+    """A resampler of six layers as wide as the 70B LLM does not fit 80 GiB; the profile's narrower one does."""
+    document = read_document(PRODUCTION)
+    document["align"] = {"image": document["align"]["image"]}
+    whole = of_check(preflight(Run(document, "production", ("align",))), "gpus")
+    assert [(finding.subject, finding.problem) for finding in whole] == [("align.image: 32 GPUs of 80Gi", None)]
+    document["align"]["image"]["width"] = None
+    problem = of_check(preflight(Run(document, "production", ("align",))), "gpus")[0].problem
+    assert problem is not None and problem.startswith("align.image.micro_batch_size = 4: needs ")
+    assert "narrower" in problem
+    assert not of_check(preflight(Run(document, "production", ("score",))), "gpus")
+
+
+def test_what_gpus_hold_is_looked_at_only_where_the_profile_says_it():
+    assert not of_check(preflight(Run(read_document(DEMO), "demo", ("align",))), "gpus")

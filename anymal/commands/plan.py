@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
+from anymal.planning.profile import ANSWER_TOKENS, GIB, PROMPT_TOKENS, RESERVE
+
 DEFAULT_GPU_GIB = 80.0
-DEFAULT_RESERVE_GIB = 2.0
-"""For the CUDA context, the libraries' workspaces and the allocator's gaps: an assumption of ours."""
 
 
 @click.command("plan", short_help="Predict the memory, steps, storage and GPU-hours of training.")
@@ -18,10 +17,10 @@ DEFAULT_RESERVE_GIB = 2.0
 @click.option("--set", "overrides", multiple=True, metavar="KNOB=VALUE", help="Plan with another value, such as align.image.layers=2; repeatable.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that train together, one process each.")
 @click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_GPU_GIB, show_default=True, help="GiB of one GPU.")
-@click.option("--reserve", type=click.FloatRange(min=0), default=DEFAULT_RESERVE_GIB, show_default=True,
+@click.option("--reserve", type=click.FloatRange(min=0), default=RESERVE / GIB, show_default=True,
               help="GiB of each GPU that tensors may not take: context, libraries, fragmentation.")
-@click.option("--prompt-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Text tokens of the longest prompt.")
-@click.option("--answer-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens of the longest answer.")
+@click.option("--prompt-tokens", type=click.IntRange(min=2), default=PROMPT_TOKENS, show_default=True, help="Text tokens of the longest prompt.")
+@click.option("--answer-tokens", type=click.IntRange(min=2), default=ANSWER_TOKENS, show_default=True, help="Tokens of the longest answer.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Samples of one pass over the data: adds steps, tokens and storage.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Measured samples per second on one GPU: adds GPU-hours; needs --pairs.")
 @click.option("--assets", type=click.Path(path_type=Path), default=Path("data/assets"), show_default=True,
@@ -38,17 +37,18 @@ def command(*, config: Path, chosen: tuple[str, ...], overrides: tuple[str, ...]
     """
     import json
 
+    from anymal.config import read_document
     from anymal.errors import ConfigError
-    from anymal.planning.profile import GIB, Machine, plan_stage, stage_names
-    from anymal.stage import load_stage, read_document, section_problems
+    from anymal.overrides import overridden, read_override
+    from anymal.planning.profile import Machine, plan_stage, stage_names
+    from anymal.profile import section_problems
+    from anymal.stage import load_stage
 
     if rate is not None and pairs is None:
         raise ConfigError(f"--rate {rate:g}: says how fast, not how much; add --pairs")
     if reserve >= gpu_memory:
         raise ConfigError(f"--reserve {reserve:g}: leaves nothing of --gpu-memory {gpu_memory:g}; lower it")
-    document = read_document(config)
-    for override in overrides:
-        _override(document, override)
+    document = overridden(read_document(config), [read_override(override) for override in overrides], str(config))
     problems = [problem for name in ("align", "encode", "pretrain_encoder", "finetune") if name in document
                 for problem in section_problems(load_stage(name), document[name])]
     if problems:
@@ -69,22 +69,3 @@ def command(*, config: Path, chosen: tuple[str, ...], overrides: tuple[str, ...]
     from anymal.planning.report import describe
 
     click.echo("\n\n".join(describe(plan, machine) for plan in plans))
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    """Put one value in a profile; the sections are validated afterwards."""
-    from ruamel.yaml import YAML, YAMLError
-
-    from anymal.errors import ConfigError
-
-    knob, given, value = override.partition("=")
-    *path, name = knob.split(".")
-    place: Any = document
-    for part in path:
-        place = place.get(part) if isinstance(place, dict) else None
-    if not given or not path or not isinstance(place, dict) or name not in place:
-        raise ConfigError(f"--set {override}: names no knob of the profile; write it as SECTION.KNOB=VALUE, such as align.image.layers=2")
-    try:
-        place[name] = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise ConfigError(f"--set {override}: the value cannot be read as YAML; put text with special characters in quotes") from error

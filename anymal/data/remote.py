@@ -23,12 +23,11 @@ from typing import Any
 from anymal import processes
 from anymal.data.asset_folders import cache_folder, ensure_free
 from anymal.data.lock import is_safe
-from anymal.data.manifest import MANIFEST, sha256_of, verify_manifest
+from anymal.data.manifest import MANIFEST, fingerprint, sha256_of, verify_manifest
 from anymal.data.s3 import ATTEMPTS, PART, SCHEME, Found, S3Error, Storage, in_parallel, split
 from anymal.data.sources.transfer import bring, transfer
 from anymal.errors import AnymalError, ConfigError, DataError
 from anymal.progress import track
-from anymal.stage import fingerprint
 
 Place = Path | str
 """A path, or an `s3://BUCKET/PREFIX` address."""

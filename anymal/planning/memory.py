@@ -117,7 +117,8 @@ def memory(setup: Setup, lengths: Lengths, micro_batch: int) -> Memory:
     static, processes = static_bytes(frozen(setup)), setup.processes
     per_process = max(1, setup.batch_size // processes)
     sharded = processes > 1 and setup.parallelism == "fsdp"
-    accumulates = per_process > micro_batch and not sharded
+    # The gradients of DDP lie in its buckets, which stay from step to step.
+    accumulates = not sharded and (per_process > micro_batch or processes > 1)
     phases, kept = _phases(setup, lengths, min(micro_batch, per_process), accumulates)
     share = processes if sharded else 1
     fixed = {"llm": static.llm // share, "projectors": static.projectors // share, "adapter": static.adapter // share,
@@ -128,8 +129,6 @@ def memory(setup: Setup, lengths: Lengths, micro_batch: int) -> Memory:
     temporary = static.trained // share if setup.device == "cuda" else 2 * static.largest
     candidates.append(Memory(**fixed, gradients=static.trained // share, communication=_communication(static, setup, "optimizer"), logits=0,
                              working=temporary, phase="optimizer", kept=kept))
-    if sharded:  # a state is written whole: every GPU gathers all of it (`anymal.training.loop`)
-        candidates.append(Memory(**fixed, gradients=0, communication=3 * static.trained, logits=0, working=0, phase="checkpoint", kept=kept))
     return max(candidates, key=lambda entry: entry.total)
 
 
@@ -152,12 +151,8 @@ def largest_micro_batch(setup: Setup, lengths: Lengths, limit: int) -> int | Non
 
 
 def _communication(static: Static, setup: Setup, phase: str) -> int:
-    """What several processes hold to exchange: DDP's buckets, or weights and gradients that FSDP gathers for a while."""
-    if setup.processes == 1:
-        return 0
-    if setup.parallelism == "ddp":
-        return static.trained
-    if phase == "optimizer":
+    """What FSDP gathers of weights and gradients for a while; DDP exchanges the gradients where they lie."""
+    if setup.processes == 1 or setup.parallelism == "ddp" or phase == "optimizer":
         return 0
     # The root (all outside the blocks) and two blocks, one at work and the next one on its way; gradients are divided after the backward pass.
     return static.root + 2 * static.block

@@ -13,6 +13,12 @@ from anymal.planning.cost import Cost, cost
 from anymal.planning.shapes import MediaShape, llm_config, media_shape
 
 GIB = 2**30
+RESERVE = 2 * GIB
+"""Of each GPU, for the CUDA context, the libraries' workspaces and the allocator's gaps: an assumption of ours."""
+PROMPT_TOKENS = 128
+"""Text tokens of the longest prompt, where nothing else is said."""
+ANSWER_TOKENS = 128
+"""Tokens of the longest answer, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def _projector(knobs: Mapping[str, Any], config: Mapping[str, Any], shape: Media
     """Kind and arguments, as `align` makes them."""
     arguments = {"media_dim": shape.dim, "media_tokens": shape.tokens, "dim": config["hidden_size"], "tokens": knobs["tokens"], "output_scale": 1.0}
     if knobs["projector"] == "resampler":
-        arguments |= {name: knobs[name] for name in ("layers", "heads", "pooled_latents", "layout_rank", "media_positions")}
+        arguments |= {name: knobs[name] for name in ("layers", "heads", "width", "pooled_latents", "layout_rank", "media_positions")}
         arguments["media_frames"] = shape.frames
     return knobs["projector"], arguments
 

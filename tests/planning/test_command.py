@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from anymal.commands.plan import command
+from anymal.config import read_document
 from anymal.errors import ConfigError
-from anymal.stage import read_document
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO, PRODUCTION = ROOT / "params.yaml", ROOT / "params.production.yaml"
@@ -34,7 +34,8 @@ def test_the_demo_as_text_and_as_json():
     (stage,) = document["stages"]
     assert stage["fits"] is True
     assert stage["total"] == sum(stage["memory"].values())
-    assert stage["memory"]["communication"] == 4 * stage["trained"]
+    assert stage["memory"]["gradients"] == 4 * stage["trained"]
+    assert stage["memory"]["communication"] == 0
     assert stage["cost"]["gpu_hours"] == pytest.approx(1000 / 10 / 3600)
     assert stage["cost"]["hours"] == pytest.approx(stage["cost"]["gpu_hours"] / 2)
     assert stage["largest_micro_batch"] == 8  # half a batch of 16 on each of two GPUs
@@ -72,9 +73,9 @@ def test_llama_70b_on_one_gpu():
     (["--rate", "5"], "--rate 5: says how fast, not how much; add --pairs"),
     (["--reserve", "90"], "--reserve 90: leaves nothing of --gpu-memory 80"),
     (["--stage", "align.smell"], r"--stage align\.smell: .* has no such training stage; it has align\.image"),
-    (["--set", "align.image.layer=2"], r"--set align\.image\.layer=2: names no knob of the profile"),
-    (["--set", "align.image.layers"], "names no knob of the profile"),
-    (["--set", "seed=2"], "names no knob of the profile"),
+    (["--set", "align.image.layer=2"], r"align\.image\.layer: .* has no such knob; did you mean 'align\.image\.layers'\?"),
+    (["--set", "align.image.layers"], "names no knob and value"),
+    (["--set", "seed=2"], "names no knob and value"),
     (["--set", "align.image.layers=[2"], "the value cannot be read as YAML"),
     (["--set", "align.image.layers=0"], r"align\.image\.layers = 0"),
     (["--gpus", "3"], r"align\.image\.batch_size = 16: does not divide among 3 GPUs"),

@@ -148,8 +148,11 @@ def test_parts_add_up_and_follow_the_knobs():
 def test_several_gpus():
     alone = memory(setup(), LENGTHS, 4)
     replicas = memory(setup(processes=4), LENGTHS, 4)
-    assert replicas.communication == alone.projectors
     assert replicas.llm == alone.llm
+    assert replicas.communication == 0
+    # Nothing is accumulated, but the buckets of DDP stay.
+    assert memory(setup(batch_size=4), LENGTHS, 4).gradients == 0
+    assert memory(setup(batch_size=16, processes=4), LENGTHS, 4).gradients == alone.projectors
     shards = memory(setup(processes=4, parallelism="fsdp"), LENGTHS, 4)
     assert shards.llm == alone.llm // 4
     assert shards.optimizer == alone.optimizer // 4

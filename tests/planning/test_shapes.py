@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from anymal.config import read_document
 from anymal.data.features import INDEX
 from anymal.errors import ConfigError
 from anymal.planning.shapes import MediaShape, llm_config, media_shape
-from anymal.stage import read_document
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCTION = read_document(ROOT / "params.production.yaml")
