@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anymal.errors import EXIT_INTERRUPTED
+from anymal.errors import EXIT_INTERRUPTED, ConfigError
 
+CONDITION = re.compile(r"inputs\.parameter_values\['pipelinechannel--(.+)'\] == '([^']*)'")
+"""As kfp compiles `task.outputs["output"] == "text"`."""
 KILLED = 128
 """From this exit status on, a signal ended the process (137: killed, such as for want of memory)."""
 LABEL = "anymal.task"
@@ -64,16 +67,17 @@ class Containers:
         """Let KFP's DockerRunner run containers by this.
 
         KFP 2.16's own function starts containers that the engine removes when they end, and takes a status which it cannot read any more for success;
-        it retries nothing, and leaves the container running when it is interrupted.
+        it retries nothing, and leaves the container running when it is interrupted. And it finds no condition of `dsl.If` to hold.
         """
         from kfp.local import docker_task_handler
+        from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
-        original = docker_task_handler.run_docker_container
-        docker_task_handler.run_docker_container = self.run
+        originals = docker_task_handler.run_docker_container, ConditionEvaluator.evaluate_condition
+        docker_task_handler.run_docker_container, ConditionEvaluator.evaluate_condition = self.run, staticmethod(holds)
         try:
             yield
         finally:
-            docker_task_handler.run_docker_container = original
+            docker_task_handler.run_docker_container, ConditionEvaluator.evaluate_condition = originals[0], staticmethod(originals[1])
 
     def run(self, client: Any, image: str, command: Sequence[str], volumes: Mapping[str, Any], **arguments: Any) -> int:
         """Run a task to its end and say its exit status; called by KFP."""
@@ -115,6 +119,23 @@ def task_name(command: Sequence[str]) -> str:
         if word.startswith("{") and '"outputFile"' in word:
             return Path(json.loads(word)["outputs"]["outputFile"]).parent.name
     return command[1] if len(command) > 1 else command[0]
+
+
+def holds(condition: str, outputs: Any) -> bool:
+    """Whether a condition of a compiled pipeline holds: that an output of a task is a certain text.
+
+    Args:
+        outputs: kfp's store of what tasks gave out.
+
+    Raises:
+        ConfigError: for any other condition, so that nothing is skipped in silence.
+    """
+    if found := CONDITION.fullmatch(condition):
+        channel, wanted = found.groups()
+        for place in (number for number, letter in enumerate(channel) if letter == "-"):
+            with suppress(ValueError):  # there is no such task, or it has no such output
+                return bool(outputs.get_task_output(channel[:place], channel[place + 1:]) == wanted)
+    raise ConfigError(f"{condition}: a condition that local runs cannot judge; compare an output of a task with a text")
 
 
 def retries(specification: Mapping[str, Any]) -> dict[str, int]:

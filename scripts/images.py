@@ -118,7 +118,10 @@ def resolve(layer: str, below: set[str], torch: str) -> dict[str, str]:
     run(Path(sys.executable).with_name("uv"), "pip", "compile", "--quiet", "pyproject.toml", extra, *extras, "--constraint", "constraints.txt",
         "--excludes", excluded, "--python-version", PYTHON, "--format", "pylock.toml", "--output-file", lock, "--no-header", *torch_options(torch),
         *(word for name in sorted(below) for word in ("--no-emit-package", name)), what=f"choosing the packages of layer {layer}")
-    return {package["name"]: package["version"] for package in tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]}
+    packages = {package["name"]: package["version"] for package in tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]}
+    if torch == "cuda" and "+cpu" in packages.get("torch", ""):
+        raise ImageError(f"--torch cuda: uv chose torch {packages['torch']}, for CPUs; unset UV_FIND_LINKS, or remove that wheel from its folder")
+    return packages
 
 
 def make_wheels(torch: str) -> None:

@@ -231,7 +231,9 @@ def test_the_command_line_works_for_any_user_and_writes_to_tmp_only(images: Imag
 
 @slow
 def test_training_starts_with_torchrun(images: Images):
-    code = "import os, torch.distributed as d; d.init_process_group('gloo'); print(d.get_rank(), d.get_world_size(), os.getuid())"
+    # One write each, for lines of two processes mix otherwise.
+    code = ("import os, torch.distributed as d; d.init_process_group('gloo'); "
+            "os.write(1, f'{d.get_rank()} {d.get_world_size()} {os.getuid()}{chr(10)}'.encode())")
     done = run_in(images.names["train"], "sh", "-c", f'echo "{code}" >/tmp/ranks.py && torchrun --standalone --nproc-per-node 2 /tmp/ranks.py',
                   user="1000:1000", network="host")  # processes find each other by the host's name
     assert sorted(done.stdout.split("\n"))[1:] == ["0 2 1000", "1 2 1000"], done.stderr

@@ -144,3 +144,21 @@ sys.exit(137)
     assert [(task.name, task.status, task.attempts) for task in tasks] == [("twice", 137, 3)]
     assert "task twice ended with status 137: xxx" in str(error)
     assert (place / "logs" / "twice.log").read_text().split() == ["x", "xx", "xxx"]
+
+
+@pytest.mark.parametrize("verdict", ["passed", "failed"])
+def test_what_follows_a_gate_runs_if_it_passed(run_pipeline, images, verdict):
+    def gate(verdict: dsl.OutputPath(str), said: str):
+        program = "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(parents=True); path.write_text(sys.argv[2])"
+        return dsl.ContainerSpec(image=images.names["data"], command=["python3", "-c", program, verdict, said])
+
+    behind = python(images.names["data"], "print('behind the gate')", "behind")
+
+    @dsl.pipeline(name="gated")
+    def gated():
+        with dsl.If(dsl.container_component(gate)(said=verdict).outputs["verdict"] == "passed", name="gate-passed"):
+            behind()
+
+    tasks, _, error = run_pipeline(gated)
+    assert error is None
+    assert [task.name for task in tasks][1:] == (["behind"] if verdict == "passed" else [])
