@@ -3,10 +3,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: help setup demo repro test check ablation compile ui clean
+.PHONY: help setup demo repro test check ablation compile images kfp-local ui clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1 \t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' Makefile
 
 setup:  ## make .venv with everything the project needs
 	@scripts/setup.sh
@@ -34,6 +34,13 @@ check: setup  ## linters, types, import rules and the contract of the stages: un
 
 compile: setup  ## Kubeflow's intermediate representation into dist/
 	python -m pipelines.compile dist
+
+images: setup  ## build the container images: make images [TORCH=cuda] [BASE=IMAGE] [PUSH=REGISTRY/FOLDER]
+	@python scripts/images.py $(if $(TORCH),--torch $(TORCH)) $(if $(BASE),--base $(BASE)) $(if $(PUSH),--push $(PUSH))
+
+ARGS ?= --reduced
+kfp-local: images  ## the graph as a Kubeflow pipeline in containers here, with little data; make kfp-local ARGS= takes all of it
+	@eval "$$(scripts/engine.sh start)" && ANYMAL_IMAGES=dist/images.yaml python -m pipelines.local $(ARGS)
 
 ui: setup  ## MLflow on this machine only: http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \

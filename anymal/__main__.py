@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anymal.errors import report
+
+if TYPE_CHECKING:
+    from anymal.stage import Stage
 
 PACKAGE = Path(__file__).parent
 FOLDERS = {"stages": "Stages", "commands": "Commands"}
@@ -47,28 +51,44 @@ class Anymal(click.Group):
                     formatter.write_dl(rows)
 
 
-def _stage_command(name: str) -> click.Command:
-    from anymal.stage import load_stage, read_config, run_stage
+class Place(click.Path):
+    """A path, or an address `s3://BUCKET/PREFIX`, which stays text."""
 
-    stage = load_stage(name)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and value.startswith("s3://") else super().convert(value, param, ctx)
 
-    def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | tuple[Path, ...]) -> None:
-        run_stage(stage, read_config(stage, config, modality), ports, executor_input)
 
+def stage_options(stage: Stage, *, s3: bool = True) -> list[click.Parameter]:
+    """The options of a stage's command line.
+
+    Args:
+        s3: whether its ports may be addresses on S3 too.
+    """
+    kind = Place(path_type=Path) if s3 else click.Path(path_type=Path)
+    metavar = "PATH|s3://…" if s3 else "PATH"
     modality = click.Option(["--modality"], metavar="NAME", help="Which of the profile's sections of this stage; not needed with JSON.")
-
-    options: list[click.Parameter] = [
+    return [
         click.Option(["--config"], required=True, metavar="FILE|JSON",
                      help="A profile (its section of this stage's name is read), or the section itself as JSON."),
         *([modality] if stage.per_modality else []),
-        *(click.Option([f"--{port.replace('_', '-')}"], required=True, multiple=several, type=click.Path(path_type=Path), metavar="PATH",
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, multiple=several, type=kind, metavar=metavar,
                        help="Input; repeat it for several." if several else "Input.")
           for port, several in stage.inputs.items()),
-        *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=click.Path(path_type=Path), metavar="PATH", help="Output.")
-          for port in stage.outputs),
+        *(click.Option([f"--{port.replace('_', '-')}"], required=True, type=kind, metavar=metavar, help="Output.") for port in stage.outputs),
         click.Option(["--executor-input"], metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs."),
     ]
-    return click.Command(name.replace("_", "-"), params=options, callback=run, help=stage.function.__doc__)
+
+
+def _stage_command(name: str) -> click.Command:
+    from anymal.profile import read_config
+    from anymal.stage import load_stage, run_stage
+
+    stage = load_stage(name)
+
+    def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | str | tuple[Path | str, ...]) -> None:
+        run_stage(stage, read_config(stage, config, modality), ports, executor_input)
+
+    return click.Command(name.replace("_", "-"), params=stage_options(stage), callback=run, help=stage.function.__doc__)
 
 
 @click.group(cls=Anymal, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

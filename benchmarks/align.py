@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from anymal.config import read_document
 from anymal.data.features import FeatureStore
 from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.media.image import open_image
@@ -25,7 +26,6 @@ from anymal.model.encoders.image import EfficientNetLite
 from anymal.model.llm import load_llm
 from anymal.model.projectors import build_projector
 from anymal.model.prompt import Medium, Prompt, Template
-from anymal.stage import read_document
 from anymal.training.data import CaptionData
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     torch.manual_seed(0)
     projector = build_projector("resampler", {
         "media_dim": store.dim, "media_tokens": store.tokens, "dim": llm.config.hidden_size, "tokens": knobs["tokens"], "layers": knobs["layers"],
-        "heads": knobs["heads"], "pooled_latents": knobs["pooled_latents"], "layout_rank": knobs["layout_rank"],
+        "heads": knobs["heads"], "width": knobs["width"], "pooled_latents": knobs["pooled_latents"], "layout_rank": knobs["layout_rank"],
         "media_frames": store.info["frames"], "media_positions": knobs["media_positions"], "output_scale": 0.1})
     templates = {name: Template(**knobs[name], introductions={"image": knobs["introduction"]}) for name in ("caption", "question")}
     model = AnyMAL(llm, tokenizer, {"image": projector}, templates={"image": templates}, metadata={}, encoder_folders={})

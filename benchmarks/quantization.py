@@ -17,11 +17,11 @@ import torch
 from bitsandbytes import functional as bnb
 from torch.nn import functional
 
+from anymal.config import read_document
 from anymal.data.features import FeatureStore
 from anymal.model.anymal import AnyMAL, embedding_scale, read_templates
 from anymal.model.llm import QUANTIZATIONS, load_llm
 from anymal.model.projectors import build_projector
-from anymal.stage import read_document
 from anymal.training.data import Batch, CaptionData, GroundingControls
 from anymal.training.warmstart import warm_start
 
@@ -76,7 +76,7 @@ def main() -> None:
         shape = {"media_dim": store.dim, "media_tokens": store.tokens, "dim": llm.config.hidden_size, "tokens": knobs["tokens"],
                  "output_scale": round(embedding_scale(llm), 6)}
         if knobs["projector"] == "resampler":
-            shape |= {name: knobs[name] for name in ("layers", "heads", "pooled_latents", "layout_rank", "media_positions")}
+            shape |= {name: knobs[name] for name in ("layers", "heads", "width", "pooled_latents", "layout_rank", "media_positions")}
             shape |= {"media_frames": store.info["frames"]}
         described = {"modality": arguments.modality, "introduction": knobs["introduction"], "projector": {"arguments": shape},
                      "templates": {name: knobs[name] for name in ("caption", "question")}}

@@ -17,8 +17,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from anymal.config import read_document
 from anymal.model.llm import load_llm
-from anymal.stage import read_document
 from anymal.synthesis.backends import Backend, InProcess, Request, Server
 from anymal.synthesis.checks import Limits
 from anymal.synthesis.generation import Kind, choose

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def align(
-    config: dict,
+    config: str,
     features: Input[Dataset], assets: Input[Artifact],
     checkpoint: Output[Model], plots: Output[Artifact], metrics: Output[Metrics],
 ):

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def compare(
-    config: dict, results_first: Input[Metrics], results_second: Input[Metrics], plots_first: Input[Artifact], plots_second: Input[Artifact],
+    config: str, results_first: Input[Metrics], results_second: Input[Metrics], plots_first: Input[Artifact], plots_second: Input[Artifact],
     table: Output[Markdown], metrics: Output[Metrics], figure: Output[Artifact],
 ):
     """One table and one picture of two runs."""

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def compare_three(
-    config: dict, results_first: Input[Metrics], results_second: Input[Metrics], results_third: Input[Metrics],
+    config: str, results_first: Input[Metrics], results_second: Input[Metrics], results_third: Input[Metrics],
     plots_first: Input[Artifact], plots_second: Input[Artifact], plots_third: Input[Artifact],
     table: Output[Markdown], metrics: Output[Metrics], figure: Output[Artifact],
 ):

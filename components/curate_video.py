@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def curate_video(
-    config: dict,
+    config: str,
     stamps: Input[Dataset], assets: Input[Artifact],
     shards: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
 ):

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def encode(
-    config: dict, shards_curated: Input[Dataset], shards_human: Input[Dataset], encoders: Input[Artifact], features: Output[Dataset],
+    config: str, shards_curated: Input[Dataset], shards_human: Input[Dataset], encoders: Input[Artifact], features: Output[Dataset],
 ):
     """Encoder features of curated media and of those that came with human instructions."""
     return dsl.ContainerSpec(

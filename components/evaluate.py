@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def evaluate(
-    config: dict,
+    config: str,
     checkpoints: Input[Model], features: Input[Dataset], shards: Input[Dataset], assets: Input[Artifact],
     predictions: Output[Dataset],
 ):

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def evaluate_mixed(
-    config: dict, checkpoints: Input[Model], features_first: Input[Dataset], shards_first: Input[Dataset],
+    config: str, checkpoints: Input[Model], features_first: Input[Dataset], shards_first: Input[Dataset],
     features_second: Input[Dataset], shards_second: Input[Dataset], assets: Input[Artifact], predictions: Output[Dataset],
 ):
     """What the model says of prompts that hold media of two modalities."""

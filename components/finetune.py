@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def finetune(
-    config: dict, checkpoints_image: Input[Model], checkpoints_audio: Input[Model], checkpoints_video: Input[Model], checkpoints_imu: Input[Model],
+    config: str, checkpoints_image: Input[Model], checkpoints_audio: Input[Model], checkpoints_video: Input[Model], checkpoints_imu: Input[Model],
     features_image: Input[Dataset], features_audio: Input[Dataset], features_video: Input[Dataset], features_imu: Input[Dataset],
     instructions_templates: Input[Dataset], instructions_synthetic: Input[Dataset], instructions_human: Input[Dataset], assets: Input[Artifact],
     model: Output[Model], plots: Output[Artifact], metrics: Output[Metrics],

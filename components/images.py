@@ -1,12 +1,24 @@
-"""The container images that the components run in, one per group of dependencies (the extras of pyproject.toml)."""
+"""The container images that the components run in, from the one file that says which."""
 
 import os
+from pathlib import Path
 
-from anymal import __version__
+from ruamel.yaml import YAML, YAMLError
 
-PREFIX = os.environ.get("ANYMAL_IMAGE_PREFIX", "")
-"""Registry and folder to put before the names when compiling, with its closing slash; empty for images of the local engine."""
+from anymal.errors import ConfigError
 
-DATA = f"{PREFIX}anymal-data:{__version__}"
-TRAIN = f"{PREFIX}anymal-train:{__version__}"
-EVAL = f"{PREFIX}anymal-eval:{__version__}"
+FILE = Path(os.environ.get("ANYMAL_IMAGES") or Path(__file__).parent.parent / "manifests" / "images" / "kustomization.yaml")
+"""`ANYMAL_IMAGES` names another file of the same form: dist/images.yaml has the images that `make images` built on this machine."""
+
+
+def reference(name: str) -> str:
+    """What an engine or a cluster runs: `newName@digest` of the file's entry, or `newName:newTag`; ConfigError if there is no such entry."""
+    try:
+        (entry,) = [entry for entry in YAML(typ="safe", pure=True).load(FILE.read_text(encoding="utf-8"))["images"] if entry["name"] == name]
+        return f"{entry['newName']}@{entry['digest']}" if "digest" in entry else f"{entry['newName']}:{entry['newTag']}"
+    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"images: {FILE} is missing or has no single entry {name} with newName and digest or newTag; correct it, or let "
+                          "`make images` write dist/images.yaml and set ANYMAL_IMAGES to that") from error
+
+
+DATA, TRAIN, EVAL = (reference(f"anymal-{group}") for group in ("data", "train", "eval"))

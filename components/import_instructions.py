@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def import_instructions(
-    config: dict, assets: Input[Artifact], shards_image: Input[Dataset], shards_audio: Input[Dataset], shards_video: Input[Dataset],
+    config: str, assets: Input[Artifact], shards_image: Input[Dataset], shards_audio: Input[Dataset], shards_video: Input[Dataset],
     shards_imu: Input[Dataset], instructions: Output[Dataset], media: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
 ):
     """Human instructions, checked, and the media that came with them."""

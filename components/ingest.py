@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def ingest(
-    config: dict,
+    config: str,
     lock: Input[Artifact],
     assets: Output[Artifact],
 ):

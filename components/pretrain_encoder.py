@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def pretrain_encoder(
-    config: dict,
+    config: str,
     shards: Input[Dataset], assets: Input[Artifact],
     encoders: Output[Artifact], plots: Output[Artifact], metrics: Output[Metrics],
 ):

@@ -8,8 +8,8 @@ from components import images
 
 @dsl.container_component
 def register(
-    config: dict, checkpoints: Input[Model], statistics_image: Input[Metrics], statistics_audio: Input[Metrics], statistics_video: Input[Metrics],
-    statistics_imu: Input[Metrics], evaluation: Input[Metrics], assets: Input[Artifact], bundle: Output[Model], registration: Output[Artifact],
+    config: str, checkpoints: Input[Model], statistics_image: Input[Metrics], statistics_audio: Input[Metrics], statistics_video: Input[Metrics],
+    statistics_imu: Input[Metrics], evaluation: Input[Metrics], assets: Input[Artifact], bundle: Output[Model], registration: Output[Metrics],
 ):
     """The bundle of all modalities, registered as a candidate."""
     return dsl.ContainerSpec(

@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def score(
-    config: dict, predictions_image: Input[Dataset], predictions_audio: Input[Dataset], predictions_video: Input[Dataset],
+    config: str, predictions_image: Input[Dataset], predictions_audio: Input[Dataset], predictions_video: Input[Dataset],
     predictions_imu: Input[Dataset], predictions_mixed: Input[Dataset], baselines: Input[Dataset],
     metrics: Output[Metrics], report: Output[HTML],
 ):

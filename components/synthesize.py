@@ -8,7 +8,7 @@ from components import images
 
 @dsl.container_component
 def synthesize(
-    config: dict, shards: Input[Dataset], assets: Input[Artifact], instructions: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
+    config: str, shards: Input[Dataset], assets: Input[Artifact], instructions: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
 ):
     """Instructions written by an LLM from text-only descriptions, checked."""
     return dsl.ContainerSpec(

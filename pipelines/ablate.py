@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from anymal.config import read_document, validate
 from anymal.errors import AnymalError, ConfigError, DataError, Interrupted, report
-from anymal.stage import load_stage, read_document, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from pipelines.ablations import FILE, Ablation, Profile, compare_section, read_ablation, read_ablations, variant_sections
 
 REPORTS = Path("reports/ablations")

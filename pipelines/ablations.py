@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anymal.config import as_text, read_document
 from anymal.errors import ConfigError
-from anymal.stage import load_stage, read_document, section_problems, without_nulls
+from anymal.overrides import overridden
+from anymal.profile import section_problems
+from anymal.stage import load_stage
 
 FILE = Path("ablations.yaml")
 CONFIGURED_HERE = {"compare"}
@@ -112,9 +113,11 @@ def variant_sections(ablation: Ablation, profile: Profile, folder: Path = Path()
     document, problems = read_document(path), []
     sections: dict[str, dict[str, Any]] = {}
     for name, overrides in ablation.variants[profile].items():
-        changed = copy.deepcopy(document)
-        where = f"ablations: {profile}.{name}"
-        problems += [f"{where}: {problem}" for knob, value in overrides.items() if (problem := _override(changed, knob, value, path)) is not None]
+        changed, where = document, f"ablations: {profile}.{name}"
+        try:
+            changed = overridden(document, overrides.items(), str(path))
+        except ConfigError as error:
+            problems += [f"{where}: {problem}" for problem in str(error).split("\n")]
         problems += [f"{where}: {problem}" for problem in section_problems(load_stage(ablation.stage), changed.get(ablation.stage))]
         sections[name] = _at(changed, ablation.trains)
         same = [other for other, section in sections.items() if section == sections[name] and other != name]
@@ -122,19 +125,6 @@ def variant_sections(ablation: Ablation, profile: Profile, folder: Path = Path()
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return sections
-
-
-def _override(document: dict[str, Any], knob: str, value: object, profile: Path) -> str | None:
-    """Set one knob that is there; what is wrong with its name otherwise."""
-    *parents, last = knob.split(".")
-    group = _at(document, ".".join(parents))
-    if not isinstance(group, dict) or last not in group:
-        near = difflib.get_close_matches(last, list(group) if isinstance(group, dict) else [], n=1)
-        return f"{knob}: {profile} has no such knob{f'; did you mean {near[0]}?' if near else ''}"
-    if isinstance(group[last], dict) and value is not None:
-        return f"{knob} = {value}: is a group of knobs in {profile}; name one of {', '.join(group[last])}, or set the group to null"
-    group[last] = value
-    return None
 
 
 def _at(document: Any, name: str) -> Any:
@@ -166,9 +156,9 @@ def ablation_arguments(ablation: Ablation, profile: Profile, uris: dict[str, str
         remedies = {True: "missing; name the URI of this input", False: "is no input of this ablation; remove it"}
         raise ConfigError("\n".join(f"{name}: {remedies[name in wanted]}" for name in wrong))
     sections = variant_sections(ablation, profile, folder)
-    arguments: dict[str, Any] = {f"variant_{ordinal}": without_nulls(section) for ordinal, section in zip(ORDINALS, sections.values(), strict=False)}
+    arguments: dict[str, Any] = {f"variant_{ordinal}": as_text(section) for ordinal, section in zip(ORDINALS, sections.values(), strict=False)}
     if ablation.stage == "finetune":
         document = read_document(folder / PROFILES[profile])
-        arguments |= {f"evaluate_{modality}": without_nulls(document["evaluate"][modality]) for modality in EVALUATED}
-        arguments["score"] = without_nulls(document["score"])
-    return arguments | {"compare": compare_section(ablation, profile)} | uris
+        arguments |= {f"evaluate_{modality}": as_text(document["evaluate"][modality]) for modality in EVALUATED}
+        arguments["score"] = as_text(document["score"])
+    return arguments | {"compare": as_text(compare_section(ablation, profile))} | uris

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
+from pipelines.servers import MlflowServer
+from tests.engine import Engine, Images, build_images
+from tests.road import TRACKED, Containers, clone_into, run
+from tests.s3_server import S3Server
+
+AWS_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE")
 MLFLOW_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "ANYMAL_GRAPH_RUN", "ANYMAL_TRACKING", "ANYMAL_GIT_REVISION",
                     "RANK")
 
@@ -47,40 +48,8 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path / "mlflow.db"
 
 
-def free_port() -> int:
-    """A port of the loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Server:
-    """A real MLflow server on the loopback, with an SQLite database and its own artifact folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        with (self._folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
-                 "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination", str(self._folder / "artifacts")],
-                env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 400
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if requests.get(f"{self.uri}/health", timeout=2).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(0.5)
-        self.stop()
-        raise RuntimeError(f"the MLflow server did not start: {(self._folder / 'server.log').read_text()[-2000:]}")
+class Server(MlflowServer):
+    """A real MLflow server on the loopback, which can be made to answer nothing."""
 
     def freeze(self) -> None:
         """Let it answer nothing, its connections open, until `thaw`."""
@@ -92,19 +61,12 @@ class Server:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGCONT)
 
-    def stop(self) -> None:
-        """End it and its workers at once."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
 
 @pytest.fixture(scope="session")
 def session_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
     """The server of `mlflow_server`, which starts it."""
     folder = tmp_path_factory.mktemp("mlflow-server")
-    shutil.copyfile(empty_store, folder / "server.db")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     server = Server(folder)
     yield server
     server.stop()
@@ -116,6 +78,66 @@ def mlflow_server(session_server: Server) -> Server:
     if session_server.process is None:
         session_server.start()
     return session_server
+
+
+@pytest.fixture(scope="session")
+def session_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The server of `s3_server`, which starts it."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_server(session_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A running real S3 server that the environment names; one per session, and one that a test killed is started again."""
+    if not session_s3.running:
+        session_s3.start()
+    for variable in AWS_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in session_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return session_s3
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[Engine]:
+    """A running Docker engine that the environment names."""
+    engine = Engine()
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="session")
+def images(docker_engine: Engine) -> Images:
+    """The project's container images, built by `docker_engine`; a first build takes minutes."""
+    return build_images()
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with these sources and a small profile; assets come through the user's cache, if there is one."""
+    return clone_into(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="session")
+def containers(clone: Path, docker_engine: Engine, images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """The small profile's pipeline, at work in containers."""
+    client = docker_engine.client
+    started = Containers(clone, tmp_path_factory.mktemp("kfp"), client, images.file)
+    yield started
+    started.stop()
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def road(request: pytest.FixtureRequest, clone: Path) -> Path:
+    """The clone after a `dvc repro`. If this session runs the pipeline in containers too, that goes on beside it."""
+    if any("containers" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("containers")
+    run(clone, "dvc", "repro", MLFLOW_TRACKING_URI=f"sqlite:///{clone / 'mlflow.db'}", ANYMAL_GRAPH_RUN="end-to-end", **TRACKED)
+    return clone
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from anymal.__main__ import cli
+from anymal.cluster import SECTION, cluster_of
+from anymal.config import read_document
 from anymal.model.modalities import encoder_factory
-from anymal.stage import Stage, load_stage, read_document
+from anymal.stage import Stage, load_stage
 
 ROOT = Path(__file__).parent.parent
 PROFILES = ("params.yaml", "params.production.yaml")
-MACHINERY = {"anymal/__init__.py", "anymal/__main__.py", "anymal/errors.py", "anymal/progress.py", "anymal/stage.py", "anymal/tracking.py"}
+MACHINERY = {"anymal/__init__.py", "anymal/__main__.py", "anymal/cluster.py", "anymal/config.py", "anymal/errors.py", "anymal/executor.py",
+             "anymal/profile.py", "anymal/progress.py", "anymal/stage.py", "anymal/tracking/__init__.py",
+             "anymal/tracking/facts.py", "anymal/tracking/recorder.py", "anymal/tracking/store.py", "anymal/tracking/warm.py"}
 """What runs a stage or shows its progress; a change there makes no result obsolete."""
 TEMPLATES = (".html", ".md")
 """Files beside a module that it fills in."""
@@ -148,9 +152,15 @@ def producers() -> dict[str, tuple[str, str]]:
 
 
 @functools.cache
-def profile_of(name: str) -> dict[str, Any]:
+def document_of(name: str) -> dict[str, Any]:
     """One of the two profiles; not to be changed by its callers."""
     return read_document(ROOT / name)
+
+
+@functools.cache
+def profile_of(name: str) -> dict[str, Any]:
+    """The sections of stages of one of the two profiles; not to be changed by its callers."""
+    return {section: part for section, part in document_of(name).items() if section != SECTION}
 
 
 # --- code
@@ -214,7 +224,11 @@ def module_of(kind: str) -> str:
 
 
 # --- Kubeflow
-COMPONENTS = sorted(path.stem for path in (ROOT / "components").glob("*.py") if path.stem not in {"__init__", "images"})
+COMMANDS = {"gate", "outcome", "preflight"}
+"""Components of commands; all others run stages."""
+COMPONENTS = sorted(path.stem for path in (ROOT / "components").glob("*.py") if path.stem not in {"__init__", "images", *COMMANDS})
+ON_NODES = [name for name in COMPONENTS if name.endswith("_on_nodes")]
+"""Those that run their stage as a job of several processes; no run of dvc.yaml does."""
 
 
 def component(name: str) -> Any:
@@ -228,7 +242,7 @@ def component_ports(name: str) -> dict[str, list[str]]:
     ports = component_stage(name).inputs
     fed: dict[str, list[str]] = {port: [] for port in ports}
     for given in spec.inputs:
-        if given != "config":
+        if given not in {"config", "job"}:
             port = max((port for port in ports if given == port or given.startswith(f"{port}_")), key=len, default=None)
             assert port is not None, f"{name}.{given} feeds no port of {component_stage(name).name}"
             fed[port].append(given)
@@ -237,17 +251,22 @@ def component_ports(name: str) -> dict[str, list[str]]:
 
 def component_stage(name: str) -> Stage:
     """The stage that a component runs."""
-    program, stage = component(name).component_spec.implementation.container.command
+    program, *words = component(name).component_spec.implementation.container.command
     assert program == "anymal"
-    return load_stage(stage.replace("-", "_"))
+    assert words[:-1] == (["trainjob"] if name in ON_NODES else [])
+    return load_stage(words[-1].replace("-", "_"))
 
 
 @functools.cache
 def pipeline_spec() -> dict[str, Any]:
-    """The compiled training pipeline as JSON."""
+    """The compiled training pipeline as JSON, without its exit task, so that all tasks lie at the root."""
     from google.protobuf import json_format
 
-    spec: dict[str, Any] = json_format.MessageToDict(importlib.import_module("pipelines.training").training.pipeline_spec)
+    from pipelines.tasks import build
+    from pipelines.training import PLAN
+
+    pipeline = build(PLAN, cluster_of(document_of("params.yaml"), "params.yaml"), outcome=False)
+    spec: dict[str, Any] = json_format.MessageToDict(pipeline.pipeline_spec)
     return spec
 
 
@@ -276,13 +295,13 @@ class Task:
 
 @functools.cache
 def tasks() -> dict[tuple[str, str], Task]:
-    """Component and the pipeline's argument that is its config -> task; importers are left out."""
+    """Component and the pipeline's argument that is its config -> task; importers and commands are left out."""
     spec = pipeline_spec()
     found = []
     for name, definition in spec["root"]["dag"]["tasks"].items():
         specification = spec["components"][definition["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][specification["executorLabel"]].get("container")
-        if container is not None:
+        if container is not None and container["command"][1] not in COMMANDS:
             found.append(Task(name, definition, specification, container))
     by_place = {(task.component, task.argument): task for task in found}
     assert len(by_place) == len(found), "two tasks run the same component with the same section"

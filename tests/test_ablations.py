@@ -16,14 +16,17 @@ from kfp.local import executor_input_utils, placeholder_utils
 from kfp.pipeline_spec import pipeline_spec_pb2
 from ruamel.yaml import YAML
 
+from anymal.cluster import cluster_of
+from anymal.config import as_text, validate
 from anymal.errors import ConfigError
-from anymal.stage import load_stage, read_config, validate
+from anymal.profile import read_config
+from anymal.stage import load_stage
 from anymal.training.plots import HISTORY, write_history
 from pipelines import ablate
-from pipelines.ablation import EVALUATED, MODALITIES, ablation_pipeline, imported
+from pipelines.ablation import EVALUATED, MODALITIES, imported, plan
 from pipelines.ablations import ORDINALS, PROFILES, ablation_arguments, compare_section, read_ablation, read_ablations, variant_sections
-from pipelines.training import training
-from tests.graph import ROOT, profile_of, runs, section_of
+from pipelines.tasks import build
+from tests.graph import ROOT, document_of, pipeline_spec, profile_of, runs, section_of
 
 ABLATIONS = read_ablations(ROOT / "ablations.yaml")
 each_ablation = pytest.mark.parametrize("name", ABLATIONS)
@@ -108,12 +111,12 @@ def test_names_of_ablations_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize(("overrides", "complaint"), [
-    ({"align.image.layer": 2}, r"demo\.other: align\.image\.layer: .*params\.yaml has no such knob; did you mean layers\?"),
+    ({"align.image.layer": 2}, r"demo\.other: align\.image\.layer: .*params\.yaml has no such knob; did you mean 'align\.image\.layers'\?"),
     ({"align.image.layers": 0}, r"demo\.other: align\.image\.layers = 0: Input should be greater than 0"),
     ({"align.image.layers": "two"}, r"align\.image\.layers = two"),
     ({"align.image.caption": "Look!"}, r"is a group of knobs in .*params\.yaml; name one of system, user"),
     ({"align.image.layers": 6}, "is the same as 6 layers; change a knob"),
-    ({"align.image.seed.x": 1}, r"seed\.x: .* has no such knob"),
+    ({"align.image.seed.x": 1}, r"seed\.x: .* has no such knob; align\.image\.seed has no knobs below it"),
 ])  # fmt: skip
 def test_wrong_overrides_are_named(tmp_path, overrides, complaint):
     variants = {"6 layers": {"align.image.layers": 6}, "other": overrides}
@@ -124,7 +127,10 @@ def test_wrong_overrides_are_named(tmp_path, overrides, complaint):
 
 # --- Kubeflow
 def spec_of(name: str) -> dict[str, Any]:
-    return json_format.MessageToDict(ablation_pipeline(name, ABLATIONS[name]).pipeline_spec)
+    """The pipeline without its exit task, so that all tasks lie at the root."""
+    cluster = cluster_of(document_of("params.yaml"), "params.yaml")
+    spec: dict[str, Any] = json_format.MessageToDict(build(plan(name, ABLATIONS[name]), cluster, outcome=False).pipeline_spec)
+    return spec
 
 
 def uris_of(name: str) -> dict[str, str]:
@@ -137,11 +143,10 @@ def test_arguments_are_what_the_pipeline_takes(name, profile):
     ablation = ABLATIONS[name]
     arguments = ablation_arguments(ablation, profile, uris_of(name), ROOT)
     parameters = spec_of(name)["root"]["inputDefinitions"]["parameters"]
-    assert {argument: "STRING" if isinstance(value, str) else "STRUCT" for argument, value in arguments.items()} == {
-        argument: declared["parameterType"] for argument, declared in parameters.items()}
+    assert dict.fromkeys(arguments, "STRING") == {argument: declared["parameterType"] for argument, declared in parameters.items()}
     stage = load_stage(ablation.stage)
     for ordinal, section in zip(ORDINALS, variant_sections(ablation, profile, ROOT).values(), strict=False):
-        assert read_config(stage, json.dumps(arguments[f"variant_{ordinal}"])) == validate(stage.config, section, ablation.trains)
+        assert read_config(stage, arguments[f"variant_{ordinal}"]) == validate(stage.config, section, ablation.trains)
 
 
 def test_uris_are_checked_all_at_once():
@@ -197,9 +202,9 @@ def test_each_variant_is_a_branch_and_all_meet_in_the_comparison(name):
 @pytest.mark.parametrize("name", ["lora", "layers"])
 def test_a_branch_is_wired_as_in_training(name):
     """The same inputs, component by component, as the training pipeline gives them."""
-    full = wiring(json_format.MessageToDict(training.pipeline_spec))
+    full = wiring(pipeline_spec())
     for task, given in wiring(spec_of(name)).items():
-        if not task.startswith(("importer", "compare")):
+        if not task.startswith(("importer", "compare", "preflight")):
             assert set(given) == set(full[task if task in full else task.rpartition("-")[0]]), task
     assert [f"align@{modality}" for modality in MODALITIES] == [name for name in runs() if name.startswith("align@")]
 
@@ -219,7 +224,7 @@ def test_compare_as_launched_writes_table_and_picture(name, tmp_path):
     definition = json_format.ParseDict(spec["components"][task], pipeline_spec_pb2.ComponentSpec())
     container = spec["deploymentSpec"]["executors"][definition.executor_label]["container"]
     message = executor_input_utils.construct_executor_input(
-        definition, {"config": compare_section(ablation, "demo"), **inputs}, task_root=str(tmp_path / "out"), block_input_artifact=False)
+        definition, {"config": as_text(compare_section(ablation, "demo")), **inputs}, task_root=str(tmp_path / "out"), block_input_artifact=False)
     local_config.init(local_config.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))
     words = placeholder_utils.replace_placeholders(
         [*container["command"], *container["args"]], json_format.MessageToDict(message), pipeline_resource_name=name,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from anymal.stage import load_stage, read_document, stage_names
+from anymal.config import read_document
+from anymal.stage import load_stage, stage_names
 from pipelines.ablations import CONFIGURED_HERE, compare_section, read_ablation
 
 ROOT = Path(__file__).parent.parent

@@ -22,13 +22,17 @@ import pytest
 from pydantic import BaseModel
 
 from anymal.__main__ import cli
+from anymal.config import as_text, read_document
 from anymal.errors import ConfigError
 from anymal.model.modalities import modality_of
-from anymal.stage import load_stage, read_config, read_document, section_problems, stage_names
+from anymal.profile import read_config, section_problems
+from anymal.stage import load_stage, stage_names
+from components import images
 from pipelines.ablations import CONFIGURED_HERE
 from pipelines.arguments import read_arguments
 from tests.graph import (
     COMPONENTS,
+    ON_NODES,
     PROFILES,
     ROOT,
     closure,
@@ -36,6 +40,7 @@ from tests.graph import (
     component,
     component_ports,
     component_stage,
+    document_of,
     expand,
     fill,
     needed_code,
@@ -51,6 +56,7 @@ STAGES = 16
 """How many there are; raise it with each new stage, so that none is lost from sight."""
 GRAPH = [name for name in stage_names() if name not in CONFIGURED_HERE]
 """Stages that dvc.yaml runs and profiles have sections for; the others belong to ablations (`tests/test_ablations.py`)."""
+LOCK = f"s3://bucket/{'0' * 64}.yaml"
 BASELINE = "evaluate_aligned"
 """The run that measures the model before fine-tuning."""
 OPEN = {"labels", "architecture", "settings", "answer_forms", "held_out", "questions", "captions", "kinds", "mixing", "in_process", "server"}
@@ -60,7 +66,8 @@ each_stage = pytest.mark.parametrize("name", stage_names())
 each_run = pytest.mark.parametrize("name", runs())
 each_component = pytest.mark.parametrize("name", COMPONENTS)
 each_stage_of_the_graph = pytest.mark.parametrize("name", GRAPH)
-each_component_of_the_graph = pytest.mark.parametrize("name", [name for name in COMPONENTS if component_stage(name).name in GRAPH])
+each_component_of_the_graph = pytest.mark.parametrize(
+    "name", [name for name in COMPONENTS if component_stage(name).name in GRAPH and name not in ON_NODES])
 each_profile = pytest.mark.parametrize("profile", PROFILES)
 
 
@@ -75,7 +82,7 @@ def sections(profile: str) -> dict[str, Any]:
 @functools.cache
 def arguments_of(profile: str) -> dict[str, Any]:
     """What the pipeline is called with."""
-    return read_arguments(ROOT / profile, "s3://bucket/lock")
+    return read_arguments("training", document_of(profile), profile, {"lock": LOCK})
 
 
 def test_every_stage_is_found_in_every_place():
@@ -144,12 +151,12 @@ def test_component_has_the_ports_of_the_signature(name):
     stage, spec = component_stage(name), component(name).component_spec
     assert name == stage.name or name.startswith(f"{stage.name}_")
     config = spec.inputs["config"]
-    assert (config.type, config.optional) == ("Dict", False)
+    assert (config.type, config.optional) == ("String", False)
     assert next(iter(spec.inputs)) == "config"
     for port, fed in component_ports(name).items():
         assert fed == [port] or (stage.inputs[port] and len(fed) > 1 and port not in fed), port
     assert list(spec.outputs) == list(stage.outputs)
-    entries = [entry for given, entry in (*spec.inputs.items(), *spec.outputs.items()) if given != "config"]
+    entries = [entry for given, entry in (*spec.inputs.items(), *spec.outputs.items()) if given not in {"config", "job"}]
     assert all(entry.type.startswith("system.") for entry in entries)
     assert not any(entry.optional for entry in spec.inputs.values())
 
@@ -159,8 +166,26 @@ def test_component_is_short_and_plain(name):
     text = (ROOT / "components" / f"{name}.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 25
     container = component(name).component_spec.implementation.container
-    assert container.command == ["anymal", command(component_stage(name).name)]
-    assert container.image.partition(":")[0].endswith(("anymal-data", "anymal-train", "anymal-eval"))
+    assert container.command == ["anymal", *(["trainjob"] if name in ON_NODES else []), command(component_stage(name).name)]
+    assert container.image in {images.DATA, images.TRAIN, images.EVAL}
+
+
+@pytest.mark.parametrize("name", ON_NODES)
+def test_component_on_nodes_is_the_plain_one_with_a_job(name):
+    """Only what starts the processes differs; everything that the stage is told is the same, in the same order."""
+    stage = component_stage(name)
+    many, one = component(name).component_spec, component(stage.name).component_spec
+    assert stage.distributed
+    assert {given: entry for given, entry in many.inputs.items() if given != "job"} == one.inputs
+    assert many.inputs["job"].type == "Dict"
+    assert many.outputs == one.outputs
+    words, plain = (list(map(str, spec.implementation.container.args)) for spec in (many, one))
+    assert words[:4] == ["--job", words[1], "--image", images.TRAIN]
+    assert words[4:] == plain
+
+
+def test_every_distributed_stage_has_a_component_on_nodes():
+    assert {component_stage(name).name for name in ON_NODES} == {name for name in stage_names() if load_stage(name).distributed}
 
 
 @each_run
@@ -238,7 +263,7 @@ def test_pipeline_covers_all_runs_and_takes_the_profiles_sections():
     by_place = {run.place: run for run in runs().values()}
     assert set(tasks()) == set(by_place)
     parameters = pipeline_spec()["root"]["inputDefinitions"]["parameters"]
-    sections_of_runs = {run.argument: "STRUCT" for run in by_place.values()}
+    sections_of_runs = {run.argument: "STRING" for run in by_place.values()}
     assert {name: entry["parameterType"] for name, entry in parameters.items()} == {"lock": "STRING"} | sections_of_runs
     for place, task in tasks().items():
         assert task.definition["inputs"]["parameters"] == {"config": {"componentInputParameter": place[1]}}
@@ -278,7 +303,7 @@ def test_what_belongs_together_is_given_in_one_order():
     assert len(set(orders[0])) == len(orders[0]) > 1
 
 
-def launched(name: str, folder: Path, config: dict[str, Any]) -> list[str]:
+def launched(name: str, folder: Path, config: str) -> list[str]:
     """The container's command line of a run after kfp has put the values in: config as JSON, paths below `folder`, the executor input."""
     from google.protobuf import json_format
     from kfp import dsl
@@ -305,13 +330,14 @@ def launched(name: str, folder: Path, config: dict[str, Any]) -> list[str]:
 @each_run
 @each_profile
 def test_component_command_line_as_launched(name, profile, tmp_path):
-    """The section goes through Kubeflow's number type (40 becomes 40.0), JSON and argv, and is the same config at the end."""
+    """The section goes through Kubeflow as text and argv, and is the same config at the end, with its keys in their order."""
     run = runs()[name]
     section = arguments_of(profile)[run.argument]
     program, *words = launched(name, tmp_path, section)
     assert program == "anymal"
     parsed = parse(words)
-    assert read_config(run.stage, parsed["config"]) == read_config(run.stage, str(ROOT / profile), run.modality)
+    carried, plain = read_config(run.stage, parsed["config"]), read_config(run.stage, str(ROOT / profile), run.modality)
+    assert carried.model_dump_json() == plain.model_dump_json()
     for port, names in component_ports(run.entry).items():
         paths = tuple(tmp_path / "inputs" / given for given in names)
         assert parsed[port] == (paths if run.stage.inputs[port] else paths[0])
@@ -336,14 +362,14 @@ def test_component_command_line_runs(name, tmp_path):
 
 def test_ingest_as_launched_leaves_what_the_next_step_needs(tmp_path):
     """The cheapest stage for real: a lock that names a local folder, from the launcher's line to the launcher's output file."""
-    from anymal.stage import fingerprint
+    from anymal.data.manifest import fingerprint
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "words.txt").write_text("hello\n")
     entry = {"kind": "file", "path": str(tmp_path / "mine"), "sha256": fingerprint(tmp_path / "mine"), "licence": {"id": "CC0-1.0"}}
     (tmp_path / "inputs").mkdir()
     (tmp_path / "inputs" / "lock").write_text(json.dumps({"words": entry}))
-    _, *words = launched("ingest", tmp_path, {"seed": 0, "assets": ["words"], "sources": {}})
+    _, *words = launched("ingest", tmp_path, as_text({"seed": 0, "assets": ["words"], "sources": {}}))
     done = subprocess.run([sys.executable, "-m", "anymal", *words], cwd=tmp_path, capture_output=True, text=True, check=False, env=_quiet(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ingest" / "assets" / "words" / "words.txt").read_text() == "hello\n"
@@ -402,9 +428,7 @@ def test_demo_assets_are_in_the_lock():
     assert set(profile_of("params.yaml")["ingest"]["assets"]) <= set(read_document(ROOT / "assets.lock.yaml"))
 
 
-def test_arguments_of_a_run_are_checked_all_at_once(tmp_path):
-    from ruamel.yaml import YAML
-
+def test_arguments_of_a_run_are_checked_all_at_once():
     document = read_document(ROOT / "params.yaml")
     document["enkode"] = document.pop("encode")
     for modality in ("image", "imu"):
@@ -412,19 +436,33 @@ def test_arguments_of_a_run_are_checked_all_at_once(tmp_path):
     document["align"]["video"]["modality"] = "audio"
     document["evaluate"]["sound"] = document["evaluate"].pop("audio")
     document["pretrain_encoder"] = {}
-    profile = tmp_path / "params.yaml"
-    YAML().dump(document, profile)
+    document["kubeflow"] = document["kubeflow"] | {"retry": 1}
     with pytest.raises(ConfigError) as caught:
-        read_arguments(profile, "s3://bucket/lock")
+        read_arguments("training", document, "mine.yaml", {"lock": LOCK, "features": "s3://bucket/features"})
     assert sorted(str(caught.value).split("\n")) == sorted([
         *(f"align.{modality}.learnin_rate: unknown knob; did you mean 'learning_rate'?" for modality in ("image", "imu")),
         *(f"align.{modality}.learning_rate: missing; add it to the profile's section 'align.{modality}'" for modality in ("image", "imu")),
         "align.video.modality = audio: must be video, as the section is called",
         "evaluate.sound.modality = audio: must be sound, as the section is called",
+        "features: is no input of the pipeline training; remove it",
+        "kubeflow.retry: unknown knob; did you mean 'retries'?",
+        "mine.yaml: has no section 'encode'; it has " + ", ".join(document),
+        "mine.yaml: has no section 'evaluate.audio', which the pipeline training runs; 'evaluate' has image, video, imu, mixed, sound",
+        "mine.yaml: section 'enkode' belongs to no stage; did you mean 'encode'?",
         "pretrain_encoder: must hold a section per modality",
-        f"{profile}: has no section 'encode'",
-        f"{profile}: section 'enkode' belongs to no stage",
     ])
+
+
+def test_addresses_of_a_run_are_checked():
+    """What the pipeline takes must be given; Kubeflow's cache goes by the lock's address, so that must change with its content."""
+    document = document_of("params.yaml")
+    with pytest.raises(ConfigError, match=r"^lock: missing; name the URI of this input of the pipeline alignment$"):
+        read_arguments("alignment", document, "params.yaml", {})
+    with pytest.raises(ConfigError, match=r"lock = s3://bucket/lock\.yaml: .* such as s3://bucket/SHA256\.yaml"):
+        read_arguments("alignment", document, "params.yaml", {"lock": "s3://bucket/lock.yaml"})
+    assert read_arguments("alignment", document, "params.yaml", {"lock": "/here/lock.yaml"})["lock"] == "/here/lock.yaml"
+    with pytest.raises(ConfigError, match="evaluate: no such pipeline; there are training, alignment, instruction, evaluation, ablation-"):
+        read_arguments("evaluate", document, "params.yaml", {})
 
 
 def test_two_profiles_name_the_same_knobs():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from anymal.stage import read_document
+from anymal.config import read_document
 from tests.graph import ROOT, runs
 
 PYTHON = Path(sys.executable)

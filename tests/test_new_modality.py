@@ -20,7 +20,8 @@ from anymal.errors import ConfigError, DataError
 from anymal.model import modalities
 from anymal.model.bundle import read_bundle, write_bundle
 from anymal.model.modalities import register_encoder
-from anymal.stage import load_stage, read_config, run_stage
+from anymal.profile import read_config
+from anymal.stage import load_stage, run_stage
 from tests.model.test_bundle import INFERENCE
 from tests.tiny import ALIGN
 

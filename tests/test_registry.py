@@ -10,7 +10,8 @@ import pytest
 from anymal import registry, tracking
 from anymal.errors import BundleError, DataError, TrackingError
 from anymal.serving.pyfunc import decode_medium
-from tests.conftest import Server, free_port
+from pipelines.servers import free_port
+from tests.conftest import Server
 from tests.model.test_bundle import contents, make
 
 

@@ -14,27 +14,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, model_validator
 
+from anymal.config import read_document, validate, with_nulls, without_nulls
 from anymal.errors import AnymalError, ConfigError, DataError
-from anymal.stage import (
-    Config,
-    In,
-    Ins,
-    Out,
-    Stage,
-    flatten,
-    label,
-    load_stage,
-    per_modality,
-    read_config,
-    read_document,
-    resumable,
-    run_stage,
-    section_problems,
-    validate,
-    with_nulls,
-    without_nulls,
-    write_executor_output,
-)
+from anymal.executor import flatten, write_executor_output
+from anymal.profile import read_config, section_problems
+from anymal.stage import Config, In, Ins, Out, Stage, label, load_stage, per_modality, resumable, run_stage
 
 
 class Optimiser(Config):

@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from anymal import tracking
 from anymal.errors import TrackingError
-from tests.conftest import Server, free_port
+from pipelines.servers import free_port
+from tests.conftest import Server
 
 CONFIG = {"seed": 3, "optimizer": {"learning_rate": 0.001, "betas": [0.9, 0.95]}, "prompt": "x" * 7000, "limit": None}
 
@@ -195,15 +199,30 @@ def test_the_graph_run_is_the_dvc_process_above(tmp_path):
 
 def test_a_recorder_that_dies_is_reported_but_never_covers_the_stage_s_own_error(store, capsys):
     with pytest.raises(TrackingError, match=r"client ended.*its outputs are kept"), tracking.stage_run("align", {"seed": 0}, {}) as run:
-        assert run._process is not None
-        run._process.kill()
+        os.kill(run.recorder(), signal.SIGKILL)
         time.sleep(0.5)
         tracking.log_metrics({"loss": 1.0}, step=1)
     with pytest.raises(ValueError, match="its own"), tracking.stage_run("align", {"seed": 0}, {}) as run:
-        assert run._process is not None
-        run._process.kill()
+        os.kill(run.recorder(), signal.SIGKILL)
         raise ValueError("its own")
     assert "warning: MLFLOW_TRACKING_URI" in capsys.readouterr().err
+
+
+def test_stages_share_a_process_that_has_imported_mlflow(store):
+    listeners = set()
+    for name in ("first", "second"):
+        with tracking.stage_run(name, {"seed": 0}, {}) as run:
+            listeners.add(psutil.Process(run.recorder()).ppid())
+    assert len(listeners) == 1 and set(runs()) == {"first", "second"}
+
+
+def test_a_folder_that_others_may_enter_is_not_used_to_reach_the_recorder(store, monkeypatch):
+    refusal = r"not a folder that only this user can enter.*remove it"
+    with tempfile.TemporaryDirectory() as folder:  # short: the address of a socket is
+        (Path(folder) / f"anymal-{os.getuid()}").mkdir(mode=0o755)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        with pytest.raises(TrackingError, match=refusal), tracking.stage_run("align", {"seed": 0}, {}):
+            pass
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ def make_features(folder: Path, counts: dict[str, int], *, modality: str = "imag
 
 ALIGN = {
     "seed": 3, "modality": "image", "llm": "tiny-llm", "dtype": "float32", "quantization": "none", "attention": "eager", "projector": "resampler",
-    "layers": 1, "tokens": 3, "heads": 4, "pooled_latents": True, "layout_rank": 2, "media_positions": True,
+    "layers": 1, "tokens": 3, "heads": 4, "width": None, "pooled_latents": True, "layout_rank": 2, "media_positions": True,
     "introduction": INTRODUCTIONS["image"], **TEMPLATES, "target_captions": None, "question_kinds": None, "answer_forms": {}, "question_share": 0.25,
     "warm_start_steps": 5, "warm_start_batch_size": 8, "warm_start_learning_rate": 0.003,
     "batch_size": 4, "micro_batch_size": 4, "parallelism": "ddp", "steps": 24, "learning_rate": 0.01,

@@ -23,9 +23,9 @@ def command(names: tuple[str, ...], path: Path, update: bool) -> None:
     """
     from ruamel.yaml import YAML
 
+    from anymal.config import read_document
     from anymal.data.assets import cache_folder, parse_entry, unknown_name
     from anymal.errors import ConfigError
-    from anymal.stage import read_document
 
     read_document(path)  # one sentence for a file that is missing, no mapping, or has duplicate keys
     yaml = YAML()

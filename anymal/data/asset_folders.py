@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from anymal.data.manifest import MANIFEST, verify_manifest
+from anymal.data.manifest import MANIFEST, fingerprint, verify_manifest
 from anymal.errors import AssetError
-from anymal.stage import fingerprint
 
 ASSET = "asset.json"
 """The record of an asset in its folder: its name and its entry of the lock."""

@@ -19,8 +19,8 @@ from anymal.data.lock import AnyEntry, Take, asset_document, parse_entry, read_l
 from anymal.data.manifest import MANIFEST, verify_manifest, write_manifest
 from anymal.errors import AssetError, ConfigError
 
-__all__ = ["AnyEntry", "Take", "asset_document", "cache_folder", "ensure_free", "install", "local_sha256", "parse_entry", "provide", "read_asset",
-           "read_lock", "resolve", "unknown_name"]
+__all__ = ["AnyEntry", "Take", "asset_document", "cache_folder", "cached", "ensure_free", "install", "local_sha256", "parse_entry", "provide",
+           "read_asset", "read_lock", "resolve", "unknown_name"]
 
 FORMAT = 1
 """Part of every cache key: raise it when extraction or a conversion changes its output."""
@@ -52,16 +52,14 @@ def provide(name: str, entry: AnyEntry, source: str | None = None) -> Path:
         if (ready := _finished_source(name, entry, source)) is not None:
             return ready
         entry = redirect(name, entry, source)
-    document = asset_document(name, entry)
-    key = hashlib.sha256(json.dumps({"format": FORMAT, **document}, sort_keys=True).encode()).hexdigest()
-    final = cache / "assets" / key
-    with FileLock(cache / "locks" / f"{key}.lock"):
+    final = cached(name, entry)
+    with FileLock(cache / "locks" / f"{final.name}.lock"):
         if final.is_dir():
             with suppress(AssetError):
                 verify_manifest(final, error=AssetError)
                 return final
             shutil.rmtree(final)
-        staging = final.with_name(f".{key}.partial")
+        staging = final.with_name(f".{final.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()
@@ -71,6 +69,12 @@ def provide(name: str, entry: AnyEntry, source: str | None = None) -> Path:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return final
+
+
+def cached(name: str, entry: AnyEntry) -> Path:
+    """Where the cache keeps the finished folder of an asset, if it has it."""
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **asset_document(name, entry)}, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "assets" / key
 
 
 def _finish(name: str, entry: AnyEntry, folder: Path) -> None:

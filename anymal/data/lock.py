@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
+from anymal.config import read_document
 from anymal.errors import ConfigError
-from anymal.stage import read_document
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]*")
 

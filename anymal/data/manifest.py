@@ -17,6 +17,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def fingerprint(path: Path) -> str:
+    """SHA-256 that names an input's content: of the file, of the folder's manifest, or of all names and files in it."""
+    if path.is_file():
+        return sha256_of(path)
+    if (path / MANIFEST).is_file():
+        return sha256_of(path / MANIFEST)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_manifest(folder: Path) -> None:
     """Record every file below `folder` (the manifest itself apart) in `folder/manifest.json`."""
     entries = {file.relative_to(folder).as_posix(): {"sha256": sha256_of(file), "size": file.stat().st_size} for file in _files(folder)}

@@ -39,10 +39,12 @@ def build_projector(kind: str, arguments: dict[str, Any]) -> nn.Module:
     """Make a projector of a registered kind.
 
     Raises:
-        ConfigError: if the kind is unknown or `dim` is no multiple of `heads`.
+        ConfigError: if the kind is unknown or the layers' width is no multiple of `heads`.
     """
     if kind not in KINDS:
         raise ConfigError(f"projector kind = {kind}: unknown; known kinds: {', '.join(KINDS)}")
-    if "heads" in arguments and arguments["dim"] % arguments["heads"]:
-        raise ConfigError(f"projector heads = {arguments['heads']}: the LLM's width {arguments['dim']} is no multiple of it; choose a divisor")
+    width = arguments.get("width") or arguments["dim"]
+    if "heads" in arguments and width % arguments["heads"]:
+        whose = "the LLM's width" if width == arguments["dim"] else "projector width ="
+        raise ConfigError(f"projector heads = {arguments['heads']}: {whose} {width} is no multiple of it; choose a divisor")
     return KINDS[kind](**arguments)

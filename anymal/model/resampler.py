@@ -35,10 +35,10 @@ class PerceiverResampler(nn.Module):
     Args:
         media_dim: width of the encoder's tokens.
         media_tokens: number of encoder tokens.
-        dim: width of the LLM's embeddings; must be a multiple of `heads`.
+        dim: width of the LLM's embeddings.
         tokens: how many tokens come out (the paper: 64 for images).
         layers: 6 in the paper for images.
-        heads: attention heads.
+        heads: attention heads; must divide the layers' width.
         pooled_latents: start each latent from its own linear map of the media's mean, besides its learned vector (as Imagen's resampler
             does). It carries the picture's gist to the LLM from the first step, which small data needs; the paper's has none.
         layout_rank: also start the latents from a linear map of all media tokens side by side, each reduced to this many channels: what is
@@ -47,11 +47,14 @@ class PerceiverResampler(nn.Module):
             (a CNN's grid); without it the resampler cannot tell left from right. ViT tokens carry theirs.
         media_frames: frames that the encoder's tokens come from, in order; each frame's tokens get a learned embedding of its time.
         output_scale: initial root mean square of each output value; that of the LLM's own embeddings keeps early training stable.
+        width: of the layers, with a linear map to `dim` after them; None for `dim`. As wide as a 70B LLM, six layers are 4.8G weights.
     """
 
     def __init__(self, *, media_dim: int, media_tokens: int, dim: int, tokens: int, layers: int, heads: int,
-                 pooled_latents: bool, layout_rank: int, media_positions: bool, media_frames: int, output_scale: float) -> None:
+                 pooled_latents: bool, layout_rank: int, media_positions: bool, media_frames: int, output_scale: float,
+                 width: int | None = None) -> None:
         super().__init__()
+        out_dim, dim = dim, width or dim
         self.to_dim = nn.Linear(media_dim, dim)
         self.norm_input = nn.LayerNorm(dim)
         self.frames = media_frames
@@ -67,7 +70,8 @@ class PerceiverResampler(nn.Module):
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
             for _ in range(layers)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.to_llm = nn.Linear(dim, out_dim, bias=False) if width is not None else nn.Identity()
+        self.norm = nn.LayerNorm(out_dim)
         nn.init.constant_(self.norm.weight, output_scale)
 
     def forward(self, media: Tensor) -> Tensor:
@@ -86,5 +90,5 @@ class PerceiverResampler(nn.Module):
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             latents = latents + attention(media, latents)
             latents = latents + feed_forward(latents)
-        out: Tensor = self.norm(latents)
+        out: Tensor = self.norm(self.to_llm(latents))
         return out

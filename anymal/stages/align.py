@@ -36,6 +36,8 @@ class AlignConfig(Config):
     layers: int = Field(gt=0)
     tokens: int = Field(gt=0)
     heads: int = Field(gt=0)
+    width: int | None = Field(gt=0)
+    """Of the resampler's layers; null for the LLM's."""
     pooled_latents: bool
     layout_rank: int = Field(ge=0)
     media_positions: bool
@@ -99,6 +101,8 @@ def align(config: AlignConfig, *, features: In, assets: In, checkpoint: Out, plo
     if config.projector == "resampler":
         arguments |= {"layers": config.layers, "heads": config.heads, "pooled_latents": config.pooled_latents, "layout_rank": config.layout_rank,
                       "media_positions": config.media_positions, "media_frames": store.info["frames"]}
+        if config.width is not None:
+            arguments["width"] = config.width
     projector = build_projector(config.projector, arguments).to(llm.device)
     templates = {"caption": config.caption.model_dump(), "question": config.question.model_dump()}
     encoder = {**store.info["encoder"], "tokens": store.tokens, "dim": store.dim}

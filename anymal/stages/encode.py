@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
+from anymal.data.manifest import fingerprint
 from anymal.errors import ConfigError
 from anymal.model.modalities import EncoderKind, ModalityName, modality_of
-from anymal.stage import Config, In, Ins, Out, fingerprint, per_modality, resumable
+from anymal.stage import Config, In, Ins, Out, per_modality, resumable
 
 
 class EncodeConfig(Config):

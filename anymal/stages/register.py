@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from anymal.data.manifest import fingerprint
 from anymal.errors import DataError
-from anymal.stage import Config, In, Ins, Out, fingerprint, flatten
+from anymal.executor import flatten
+from anymal.stage import Config, In, Ins, Out
 
 
 class InferenceConfig(BaseModel):

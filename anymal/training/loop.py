@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from anymal import processes, tracking
 from anymal.errors import DataError, Interrupted, NumericalError
@@ -127,10 +128,15 @@ def train(trained: nn.Module, work: Callable[[int], Work], *, unit: str, optimiz
 
 
 def _save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
-    weights = {name: whole(value) for name, value in trained.state_dict().items()}
-    values = {index: {name: whole(value) for name, value in values.items()} for index, values in optimizer.state_dict()["state"].items()}
+    weights = {name: _gathered(value) for name, value in trained.state_dict().items()}
+    values = {index: {name: _gathered(value) for name, value in values.items()} for index, values in optimizer.state_dict()["state"].items()}
     if processes.is_main():
         write_state(folder, State(step, history, weights, values))
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor, in the host's memory if it had to be gathered: a GPU would hold all of the training state at once."""
+    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def _step(optimizer: torch.optim.Optimizer, work: Work, parallel: Alone, *, optimization: Optimization, step: int) -> dict[str, Any]:
@@ -143,6 +149,7 @@ def _step(optimizer: torch.optim.Optimizer, work: Work, parallel: Alone, *, opti
             loss = part()
             loss.backward()
         value += float(loss.detach())
+        del loss  # bitsandbytes keeps 8-bit activations on the graph, which lives as long as the loss
     value = parallel.total(value)[0] / processes.count()
     for parameter in work.idle:
         parameter.grad = None

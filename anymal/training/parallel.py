@@ -77,7 +77,8 @@ class Replicas(_Several):
 
         super().begin(trained)
         # Not every batch holds all modalities, so some projectors go without a gradient.
-        self._replica = DistributedDataParallel(self._model, find_unused_parameters=True, broadcast_buffers=False, init_sync=False)
+        self._replica = DistributedDataParallel(self._model, find_unused_parameters=True, broadcast_buffers=False, init_sync=False,
+                                                gradient_as_bucket_view=True)
 
     def losses(self, *inputs: Any) -> Tensor:
         losses: Tensor = self._replica(*inputs)

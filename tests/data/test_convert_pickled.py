@@ -14,9 +14,9 @@ import pytest
 
 from anymal.data.assets import AnyEntry, parse_entry, provide, read_lock
 from anymal.data.convert import CONVERSIONS
+from anymal.data.manifest import fingerprint
 from anymal.data.pickled import PickledError, read_pickled
 from anymal.errors import AssetError
-from anymal.stage import fingerprint
 
 convert = CONVERSIONS["spar_to_npy"]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from anymal.config import validate
 from anymal.errors import AnymalError, ConfigError, DataError
 from anymal.evaluation import comparison
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from anymal.training.plots import HISTORY, write_history
 
 STAGE = load_stage("compare")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import webdataset
 
+from anymal.config import validate
 from anymal.data.manifest import verify_manifest
 from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.errors import ConfigError
 from anymal.media.audio import open_audio
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from tests.curation.test_sounds import RATE, burst, kit, put
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from anymal.config import validate
 from anymal.curation.pipeline import check_conservation, collect
 from anymal.curation.rules import REASONS
 from anymal.data.manifest import verify_manifest
 from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from tests.curation.drawings import bomb, drawing, png, write_captioned
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from anymal.data.manifest import verify_manifest
+from anymal.config import validate
+from anymal.data.manifest import fingerprint, verify_manifest
 from anymal.data.shards import read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
-from anymal.stage import fingerprint, load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from tests.curation.test_ego4d import narrate, narration, write_narrations, write_recording
 from tests.curation.test_motions import series, write_watch
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anymal.config import validate
 from anymal.curation.clip_shards import REASONS
 from anymal.data.manifest import verify_manifest
 from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
 from anymal.media.video import open_video, write_mp4
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from tests.curation.test_clips import write_stamps
 from tests.media.test_video import encode, fast_start, part, sound
 

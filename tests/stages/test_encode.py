@@ -7,13 +7,12 @@ from PIL import Image
 
 from anymal.data.encoding import encode_shards
 from anymal.data.features import FeatureStore
-from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.manifest import fingerprint, verify_manifest, write_manifest
 from anymal.data.shards import Sample, ShardWriter
 from anymal.errors import ConfigError, DataError
 from anymal.media.image import MAX_PIXELS, open_image
 from anymal.model.encoders import load_encoder
 from anymal.model.encoders.image import EfficientNetLite, HuggingFaceVision
-from anymal.stage import fingerprint
 from anymal.stages.encode import EncodeConfig, encode
 from tests.tiny import ARCHITECTURES, MEDIA, VIDEO_ENCODER, make_encoder, make_shards, make_trained_encoder, picture, sample
 

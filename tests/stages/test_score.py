@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
+from anymal.config import validate
 from anymal.errors import ConfigError, DataError
-from anymal.stage import load_stage, run_stage, validate
+from anymal.stage import load_stage, run_stage
 from anymal.stages.score import ScoreConfig
 from tests.evaluation.conftest import folders, toys  # noqa: F401 -- fixtures
 

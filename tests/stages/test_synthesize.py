@@ -6,9 +6,10 @@ from anymal.data.instructions import read_instructions
 from anymal.data.manifest import verify_manifest, write_manifest
 from anymal.data.shards import ShardWriter
 from anymal.errors import AnymalError, ConfigError, DataError
-from anymal.stage import load_stage, read_config, run_stage
+from anymal.profile import read_config
+from anymal.stage import load_stage, run_stage
 from anymal.stages.synthesize import SynthesizeConfig
-from tests.conftest import free_port
+from pipelines.servers import free_port
 from tests.synthesis.scripted import Scripted
 from tests.tiny import make_llm, sample
 

@@ -14,7 +14,7 @@ from anymal.synthesis.backends import InProcess, Request, Server
 from anymal.synthesis.blind import blind_likelihoods
 from anymal.synthesis.checks import Pair
 from anymal.synthesis.journal import Journal, ask
-from tests.conftest import free_port
+from pipelines.servers import free_port
 from tests.synthesis.scripted import Scripted
 from tests.tiny import make_llm
 

@@ -63,6 +63,14 @@ def test_the_order_of_frames_matters_only_with_their_times():
     assert torch.allclose(timed(features), timed(swap_frames(features)), atol=1e-5)
 
 
+def test_a_resampler_may_be_narrower_than_the_llm():
+    narrow, wide = resampler(width=6), resampler()
+    assert narrow(media()).shape == wide(media()).shape == (2, 4, 12)
+    assert {tuple(layer.to_q.weight.shape) for layer in narrow.attention} == {(6, 6)}
+    with pytest.raises(ConfigError, match="projector heads = 3: projector width = 8 is no multiple of it; choose a divisor"):
+        resampler(width=8)
+
+
 def only_the_latents(**arguments):
     """A resampler whose attention and feed-forward add nothing."""
     projector = resampler(media_positions=False, **arguments)

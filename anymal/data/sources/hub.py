@@ -30,6 +30,35 @@ def query_hf(name: str, repo: str, repo_type: str, revision: str | None) -> tupl
     return info.sha, {sibling.rfilename: sibling for sibling in getattr(info, "siblings", None) or []}
 
 
+def check_hf(name: str, entry: HfEntry) -> int:
+    """Make sure that this account may read a repository at its commit, without fetching its files.
+
+    Returns:
+        Bytes of the files that `take` names.
+
+    Raises:
+        AssetError: if it may not (a gated repository without HF_TOKEN, for one), or the hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    _, siblings = query_hf(name, entry.repo, entry.repo_type, entry.revision)
+    try:
+        HfApi(endpoint=os.environ.get("HF_ENDPOINT")).auth_check(entry.repo, repo_type=entry.repo_type)
+    except Exception as error:
+        raise_hf(name, entry.repo, entry.revision, error)
+    return sum(siblings[file].size or 0 for file in _wanted(name, entry, siblings))
+
+
+def _wanted(name: str, entry: HfEntry, siblings: dict[str, Any]) -> dict[str, str]:
+    """Files that `take` names -> their places in the asset; those that the entry pins must be among them."""
+    wanted = {file: goal for file in sorted(siblings) if (goal := destination(file, entry.take)) is not None}
+    absent = sorted((entry.files or {}).keys() - wanted.keys())
+    if absent or not wanted:
+        raise AssetError(f"asset {name}: {entry.repo} at {entry.revision} has no {', '.join(absent) or 'file that `take` names'}; "
+                         "correct its entry of the lock")
+    return wanted
+
+
 def raise_hf(name: str, repo: str, revision: str | None, error: Exception) -> NoReturn:
     """Turn the hub library's errors into one sentence each; anything unknown stays what it is."""
     from huggingface_hub import errors
@@ -65,11 +94,7 @@ def collect_hf(name: str, entry: HfEntry, folder: Path) -> None:
     sha, siblings = query_hf(name, entry.repo, entry.repo_type, entry.revision)
     if sha != entry.revision:
         raise AssetError(f"asset {name}: the hub answered with commit {sha} of {entry.repo}, the lock names {entry.revision}; correct HF_ENDPOINT")
-    wanted = {file: goal for file in sorted(siblings) if (goal := destination(file, entry.take)) is not None}
-    absent = sorted((entry.files or {}).keys() - wanted.keys())
-    if absent or not wanted:
-        raise AssetError(f"asset {name}: {entry.repo} at {entry.revision} has no {', '.join(absent) or 'file that `take` names'}; "
-                         "correct its entry of the lock")
+    wanted = _wanted(name, entry, siblings)
     if entry.files is not None and (unpinned := sorted(wanted.keys() - entry.files.keys())):
         raise AssetError(f"asset {name}: its `files` give no SHA-256 for {', '.join(unpinned[:3])}; `anymal lock --update {name}` writes them")
     weights = [file for file in wanted if file.lower().endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))]

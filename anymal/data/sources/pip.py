@@ -31,6 +31,23 @@ def query_pip(name: str, package: str, version: str | None) -> dict[str, Any]:
     raise _pip_error(name, wanted, result.stderr)
 
 
+def check_pip(name: str, entry: PipEntry) -> None:
+    """Make sure that the package index has the version, without fetching anything.
+
+    Raises:
+        AssetError: if it has not, or cannot be asked.
+    """
+    result = run([*PIP, "index", "versions", "--pre", "--only-binary", ":all:", "--no-input", entry.package])
+    wanted = f"{entry.package}=={entry.version}"
+    if result.returncode != 0:
+        raise _pip_error(name, wanted, result.stderr)
+    versions = re.search(r"^Available versions: (.*)$", result.stdout, re.MULTILINE)
+    listed = versions[1].split(", ") if versions else []
+    if entry.version not in listed:
+        raise AssetError(f"asset {name}: the package index has no wheel {wanted} for this machine (it has {', '.join(listed[:5]) or 'none'}); "
+                         f"correct its entry of the lock, {own_source(name)}")
+
+
 def _pip_error(name: str, wanted: str, stderr: str) -> AssetError:
     """One sentence for pip's pages; without the index's address, which they hold."""
     if "No module named pip" in stderr:
@@ -45,7 +62,7 @@ def _pip_error(name: str, wanted: str, stderr: str) -> AssetError:
         listed = ", ".join(versions[1].split(", ")[-5:])
         return AssetError(f"asset {name}: the package index has no wheel {wanted} for this machine (it has {listed}); "
                           f"correct its entry of the lock, {own_source(name)}")
-    if versions is not None:
+    if versions is not None or "No matching distribution found" in stderr:
         return AssetError(f"asset {name}: the package index has no wheel of {wanted}; correct its entry of the lock or pip's index settings, "
                           f"{own_source(name)}")
     return AssetError(f"asset {name}: pip cannot find {wanted}; `pip install --dry-run {wanted}` says why, {own_source(name)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from anymal.data.asset_folders import cache_folder, ensure_free
 from anymal.data.manifest import sha256_of
-from anymal.errors import AssetError
+from anymal.errors import AnymalError, AssetError
 from anymal.progress import track
 
 BLOCK = 2**20
@@ -45,19 +45,32 @@ def download(name: str, sha256: str, opener: Callable[[int], Opened], *, bar: An
             if sha256_of(target) == sha256:
                 return target
             target.unlink()
-        resumed = partial.is_file() and partial.stat().st_size > 0
-        _transfer(name, partial, opener, bar)
-        found = sha256_of(partial)
-        if found != sha256 and resumed:
-            # What an earlier process left may belong to another file: once from the beginning before it counts.
-            partial.unlink()
-            _transfer(name, partial, opener, bar)
-            found = sha256_of(partial)
+        found = bring(f"asset {name}", partial, opener, sha256=sha256, bar=bar, remedy=f", {own_source(name)}", error=AssetError)
         if found != sha256:
             partial.unlink()
             raise wrong_hash(name, sha256, found)
         partial.replace(target)
     return target
+
+
+def bring(what: str, partial: Path, opener: Callable[[int], Opened], *, sha256: str, error: type[AnymalError], bar: Any = None, remedy: str = "",
+          attempts: int = ATTEMPTS) -> str:
+    """Bring one file to `partial`, going on from what is there, and say its SHA-256: `sha256`, or what else came from the beginning to the end.
+
+    Args:
+        what: subject of errors and of the progress bar; `remedy` ends the error of a transfer that got nowhere.
+        error: what is raised then.
+        attempts: how often in a row a transfer may break without any progress.
+    """
+    pieced = partial.is_file() and partial.stat().st_size > 0
+    pieced |= transfer(what, partial, opener, error=error, bar=bar, remedy=remedy, attempts=attempts)
+    found = sha256_of(partial)
+    if found != sha256 and pieced:
+        # What was there before, or before a break, may belong to another file: once from the beginning before it counts.
+        partial.unlink()
+        transfer(what, partial, opener, error=error, bar=bar, remedy=remedy, attempts=attempts)
+        found = sha256_of(partial)
+    return found
 
 
 def adopt(name: str, sha256: str, file: Path) -> Path:
@@ -75,7 +88,7 @@ def fetch_unpinned(name: str, opener: Callable[[int], Opened], bar: Any = None) 
     """Bring a file of unknown SHA-256 into the cache (trust on first use) and say which it has."""
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         partial = Path(folder) / "object"
-        _transfer(name, partial, opener, bar)
+        transfer(f"asset {name}", partial, opener, error=AssetError, bar=bar, remedy=f", {own_source(name)}")
         sha256 = sha256_of(partial)
         partial.replace(cache_folder() / "downloads" / sha256)
     return sha256
@@ -87,8 +100,10 @@ def wrong_hash(name: str, expected: str, found: str) -> AssetError:
                       f"before you accept it with `anymal lock --update {name}`, {own_source(name)}")
 
 
-def _transfer(name: str, partial: Path, opener: Callable[[int], Opened], outer: Any) -> None:
-    failures = 0
+def transfer(what: str, partial: Path, opener: Callable[[int], Opened], *, error: type[AnymalError], bar: Any = None, remedy: str = "",
+             attempts: int = ATTEMPTS) -> bool:
+    """Bring one file to `partial`, going on from what is there; say whether the transfer broke on the way. Arguments as for `bring`."""
+    failures, broke = 0, False
     while True:
         start = partial.stat().st_size if partial.is_file() else 0
         try:
@@ -97,28 +112,28 @@ def _transfer(name: str, partial: Path, opener: Callable[[int], Opened], outer: 
                 output.seek(offset)
                 output.truncate()
                 if total is not None:
-                    ensure_free(partial.parent, total - offset, f"asset {name}")
-                bar = outer if outer is not None else track(total=total, label=f"fetch {name}", unit="B")
-                bar.unit_scale = True
-                if outer is None:
-                    bar.update(offset)
+                    ensure_free(partial.parent, total - offset, what)
+                own = track(total=total, label=f"fetch {what.removeprefix('asset ')}", unit="B") if bar is None else bar
+                own.unit_scale = True
+                if bar is None:
+                    own.update(offset)
                 try:
                     for block in blocks:
                         output.write(block)
-                        bar.update(len(block))
+                        own.update(len(block))
                 finally:
-                    if outer is None:
-                        bar.close()
+                    if bar is None:
+                        own.close()
             size = partial.stat().st_size
             if total is None or size >= total:
-                return
+                return broke
             raise Broken(f"it stopped after {size} of {total} bytes")
-        except Broken as error:
+        except Broken as cause:
             # Progress starts the count again: a line that breaks every minute still gets 160 MB through.
-            failures = 0 if partial.is_file() and partial.stat().st_size > start else failures + 1
-            if failures >= ATTEMPTS:
-                raise AssetError(f"asset {name}: the download failed {ATTEMPTS} times ({error}); check the network and run the same command again, "
-                                 f"it goes on from there, {own_source(name)}") from error
+            failures, broke = 0 if partial.is_file() and partial.stat().st_size > start else failures + 1, True
+            if failures >= attempts:
+                raise error(f"{what}: the download failed {attempts} times ({cause}); check the network and run the same command again, "
+                            f"it goes on from there{remedy}") from cause
             time.sleep(min(8.0, 0.25 * 2**failures))
 
 

@@ -1,0 +1,146 @@
+"""The parts that pipelines are made of: each adds its tasks to a graph, takes what is `made` so far and adds what it makes.
+
+What runs once per modality is one branch each, side by side; all branches align against the same LLM and meet in fine-tuning.
+"""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Metrics, Model
+
+from components.align import align as align_stage
+from components.compose_instructions import compose_instructions as compose_instructions_stage
+from components.curate_audio import curate_audio as curate_audio_stage
+from components.curate_image import curate_image as curate_image_stage
+from components.curate_imu import curate_imu as curate_imu_stage
+from components.curate_video import curate_video as curate_video_stage
+from components.encode import encode as encode_stage
+from components.evaluate import evaluate as evaluate_stage
+from components.evaluate_aligned import evaluate_aligned as evaluate_aligned_stage
+from components.evaluate_mixed import evaluate_mixed as evaluate_mixed_stage
+from components.finetune import finetune as finetune_stage
+from components.gate import gate as gate_component
+from components.import_instructions import import_instructions as import_instructions_stage
+from components.ingest import ingest as ingest_stage
+from components.pretrain_encoder import pretrain_encoder as pretrain_encoder_stage
+from components.register import register as register_stage
+from components.score import score as score_stage
+from components.synthesize import synthesize as synthesize_stage
+from pipelines.tasks import Graph, section_of, settle
+
+MODALITIES = ("image", "audio", "video", "imu")
+EVALUATED = (*MODALITIES, "mixed")
+TRAINED = ("audio", "imu")
+"""Modalities whose encoder is trained here, where no weights of it can be had."""
+ORIGINS = ("templates", "synthetic", "human")
+"""Of instructions."""
+KINDS: dict[str, type[Artifact]] = {
+    "assets": Artifact, "shards": Dataset, "features": Dataset, "checkpoints": Model, "instructions": Dataset, "statistics": Metrics,
+    "model": Model, "baselines": Dataset}
+"""What an artifact is called, without its modality or origin -> its type, for importers."""
+
+
+def imported(*names: str) -> dict[str, type[Artifact]]:
+    """Arguments of a pipeline that starts from another's results: URI argument -> type."""
+    return {name: KINDS[name.partition("_")[0]] for name in names}
+
+
+def sections(*arguments: str) -> dict[str, str]:
+    """Arguments of a pipeline -> sections of the profile."""
+    return {argument: section_of(argument) for argument in arguments}
+
+
+def each(kind: str, *, of: tuple[str, ...] = MODALITIES) -> tuple[str, ...]:
+    """`features` -> features_image, features_audio, …"""
+    return tuple(f"{kind}_{modality}" for modality in of)
+
+
+def among(graph: Graph, *names: str) -> dict[str, Artifact]:
+    """What is made under these names."""
+    return {name: graph.made[name] for name in names}
+
+
+def mixed_inputs(graph: Graph) -> dict[str, Artifact]:
+    """Features and shards of the two modalities that mixed prompts hold (`evaluate.mixed.mixed.parts`)."""
+    made = graph.made
+    return {"features_first": made["features_image"], "shards_first": made["shards_image"],
+            "features_second": made["features_imu"], "shards_second": made["shards_imu"]}
+
+
+def ingest(graph: Graph) -> None:
+    """`lock` -> `assets`."""
+    task = graph.run(ingest_stage, "ingest", lock=graph.made["lock"]).after(graph.first)
+    graph.made["assets"] = task.outputs["assets"]
+
+
+def curate(graph: Graph) -> None:
+    """`assets` -> `shards_M`, `statistics_M`; and human instructions, whose media are encoded with the rest."""
+    assets = graph.made["assets"]
+    curated = {"image": graph.run(curate_image_stage, "curate_image", assets=assets)}
+    curated["audio"] = graph.run(curate_audio_stage, "curate_audio", assets=assets)
+    curated["video"] = graph.run(curate_video_stage, "curate_video", stamps=curated["image"].outputs["stamps"], assets=assets)
+    curated["imu"] = graph.run(curate_imu_stage, "curate_imu", assets=assets)
+    for modality, task in curated.items():
+        graph.made[f"shards_{modality}"], graph.made[f"statistics_{modality}"] = task.outputs["shards"], task.outputs["statistics"]
+    human = graph.run(import_instructions_stage, "import_instructions", assets=assets, **among(graph, *each("shards")))
+    graph.made["instructions_human"], graph.made["media_human"] = human.outputs["instructions"], human.outputs["media"]
+
+
+def align(graph: Graph) -> None:
+    """`shards_M`, `assets` -> `features_M`, `checkpoints_M`."""
+    assets = graph.made["assets"]
+    for modality in MODALITIES:
+        shards, encoders = graph.made[f"shards_{modality}"], assets
+        if modality in TRAINED:
+            encoders = graph.run(pretrain_encoder_stage, f"pretrain_encoder_{modality}", shards=shards, assets=assets).outputs["encoders"]
+        features = graph.run(encode_stage, f"encode_{modality}", shards_curated=shards, shards_human=graph.made["media_human"],
+                             encoders=encoders).outputs["features"]
+        graph.made[f"features_{modality}"] = features
+        graph.made[f"checkpoints_{modality}"] = graph.run(align_stage, f"align_{modality}", features=features, assets=assets).outputs["checkpoint"]
+
+
+def instruct(graph: Graph) -> None:
+    """`features_M`, `shards_image`, `assets` -> `instructions_templates`, `instructions_synthetic`."""
+    made = graph.made
+    templates = graph.run(compose_instructions_stage, "compose_instructions", **among(graph, *each("features")))
+    synthetic = graph.run(synthesize_stage, "synthesize_image", shards=made["shards_image"], assets=made["assets"])
+    made["instructions_templates"], made["instructions_synthetic"] = templates.outputs["instructions"], synthetic.outputs["instructions"]
+
+
+def tune(graph: Graph) -> None:
+    """`checkpoints_M`, `features_M`, `instructions_ORIGIN`, `assets` -> `model`."""
+    inputs = among(graph, *each("checkpoints"), *each("features"), *each("instructions", of=ORIGINS), "assets")
+    graph.made["model"] = graph.run(finetune_stage, "finetune", **inputs).outputs["model"]
+
+
+def measure_baseline(graph: Graph) -> None:
+    """`checkpoints_image` and what belongs to it -> `baselines`: the model before fine-tuning."""
+    made = graph.made
+    task = graph.run(evaluate_aligned_stage, "evaluate_image", checkpoints=made["checkpoints_image"], features=made["features_image"],
+                     shards=made["shards_image"], assets=made["assets"])
+    made["baselines"] = task.outputs["predictions"]
+
+
+def evaluate(graph: Graph) -> None:
+    """`model`, `features_M`, `shards_M`, `baselines`, `assets` -> `evaluation`."""
+    made = graph.made
+    predictions = {}
+    for modality in MODALITIES:
+        task = graph.run(evaluate_stage, f"evaluate_{modality}", checkpoints=made["model"], features=made[f"features_{modality}"],
+                         shards=made[f"shards_{modality}"], assets=made["assets"])
+        predictions[f"predictions_{modality}"] = task.outputs["predictions"]
+    mixed = graph.run(evaluate_mixed_stage, "evaluate_mixed", checkpoints=made["model"], assets=made["assets"], **mixed_inputs(graph))
+    predictions["predictions_mixed"] = mixed.outputs["predictions"]
+    made["evaluation"] = graph.run(score_stage, "score", baselines=made["baselines"], **predictions).outputs["metrics"]
+
+
+def register(graph: Graph) -> None:
+    """`model`, `statistics_M`, `evaluation`, `assets` -> a candidate in the model registry."""
+    made = graph.made
+    graph.run(register_stage, "register", checkpoints=made["model"], evaluation=made["evaluation"], assets=made["assets"],
+              **among(graph, *each("statistics")))
+
+
+def register_if_grounded(graph: Graph) -> None:
+    """As `register`, if the evaluation shows that the model uses its inputs."""
+    gate = settle(gate_component(evaluation=graph.made["evaluation"]), graph.cluster, graph.cluster.defaults)
+    with dsl.If(gate.outputs["verdict"] == "passed", name="gate-passed"):
+        register(graph)
