@@ -271,7 +271,7 @@ def test_images_come_from_the_one_file(rendered):
 
 @pytest.mark.slow
 def test_pipelines_find_their_settings(rendered):
-    from pipelines.training import SETTINGS
+    from pipelines.tasks import SETTINGS
 
     (settings,) = (document for document in rendered if document["kind"] == "ConfigMap")
     assert settings["metadata"]["name"] == SETTINGS
