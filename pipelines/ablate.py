@@ -16,8 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from anymal.config import read_document, validate
 from anymal.errors import AnymalError, ConfigError, DataError, Interrupted, report
 from anymal.stage import load_stage, run_stage
 from pipelines.ablations import FILE, Ablation, Profile, compare_section, read_ablation, read_ablations, variant_sections
+from pipelines.signals import stoppable
 
 REPORTS = Path("reports/ablations")
 DECIDING = ("params.yaml", "dvc.yaml", "dvc.lock", "assets.lock.yaml", "anymal")
@@ -97,7 +96,7 @@ def _run_experiment(ablation: Ablation, variant: str, experiment: str, settings:
     defaults = {"MLFLOW_TRACKING_URI": f"sqlite:///{Path('mlflow.db').absolute()}", "ANYMAL_GRAPH_RUN": experiment}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     target = "score" if ablation.modality is None else f"align@{ablation.modality}"
-    with _stoppable():
+    with stoppable():
         # A session of its own, so that the terminal's ctrl-C comes to it once, from here.
         child = subprocess.Popen([*words, target], env=defaults | os.environ | {"PATH": path}, start_new_session=True)
         try:
@@ -110,21 +109,6 @@ def _run_experiment(ablation: Ablation, variant: str, experiment: str, settings:
     if code:
         raise AnymalError(f"variant '{variant}' failed (exit status {code}, messages above); correct its cause or its overrides in {FILE} "
                           "and run the same command: finished variants are kept")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop as ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _compare(name: str, ablation: Ablation, experiments: dict[str, str]) -> Path:

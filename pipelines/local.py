@@ -24,6 +24,7 @@ from anymal.errors import AnymalError, ConfigError, Interrupted, report
 from anymal.overrides import differences, overridden, read_override
 from pipelines.containers import Containers, Task, retries
 from pipelines.servers import BUCKET, reserved, serve
+from pipelines.signals import stoppable
 
 IR = "pipeline.yaml"
 LOCK = "lock"
@@ -57,7 +58,7 @@ def command(*, pipeline: str, profile: Path, reduced: bool, settings: tuple[str,
     document = overridden(before, changes, str(profile))
     for knob, old, new in differences(before, document):
         print(f"{knob}: {json.dumps(old)} -> {json.dumps(new)}")
-    with _stoppable():
+    with _told_when_stopped():
         run_local(pipeline, document, source=str(profile), lock=lock, inputs=dict(_pair(given) for given in inputs), folder=folder, keep=keep)
 
 
@@ -263,20 +264,14 @@ def outputs_of(place: Path, task: str) -> dict[str, str]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop as ctrl-C does: the running container is stopped, then the servers."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+def _told_when_stopped() -> Iterator[None]:
+    """SIGTERM and ctrl-C stop the running container, then the servers, and end the run with a sentence."""
     try:
-        yield
+        with stoppable():
+            yield
     except KeyboardInterrupt:
         raise Interrupted("stopped; the next run begins anew") from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
 
 
 def main() -> None:
