@@ -53,10 +53,11 @@ def check(model: type[M], section: object, prefix: str) -> M:
 
 
 def validate(model: type[Config], section: object, prefix: str) -> Config:
-    """Check a stage's section, as `check` does; `align.audio` must say `modality: audio`."""
-    config, modality = check(model, section, prefix), prefix.partition(".")[2]
-    if modality and config.modality != modality:  # type: ignore[attr-defined]
-        raise ConfigError(f"{prefix}.modality = {config.modality}: must be {modality}, as the section is called")  # type: ignore[attr-defined]
+    """Check a stage's section, as `check` does; `align.audio` and `align.audio_small` must say `modality: audio`."""
+    config, called = check(model, section, prefix), prefix.partition(".")[2]
+    if called and not f"{called}_".startswith(f"{config.modality}_"):  # type: ignore[attr-defined]
+        modality = config.modality  # type: ignore[attr-defined]
+        raise ConfigError(f"{prefix}.modality = {modality}: the section of a modality is called after it; say {called}, or call it {modality}_…")
     return config
 
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anymal.cluster import SECTION, cluster_problems
+from anymal import cluster, gates
 from anymal.config import Config, read_document, read_json, validate, with_nulls
 from anymal.errors import ConfigError
 from anymal.stage import Stage, load_stage, stage_names
+
+SETTINGS = {cluster.SECTION: cluster.cluster_problems, gates.SECTION: gates.rules_problems}
+"""Sections that belong to no stage -> what says all that is wrong with one."""
 
 
 def read_config(stage: Stage, source: str, modality: str | None = None) -> Config:
@@ -33,6 +36,20 @@ def read_config(stage: Stage, source: str, modality: str | None = None) -> Confi
         if stage.per_modality:
             prefix, section = f"{stage.name}.{modality}", _of_modality(stage.name, section, modality, source)
     return validate(stage.config, section, prefix)
+
+
+def read_settings(source: str, name: str) -> Any:
+    """A section that belongs to no stage, unchecked: from a profile, or inline JSON, which is the section itself.
+
+    Raises:
+        ConfigError: if it cannot be read or the profile has none.
+    """
+    if source.lstrip().startswith("{"):
+        return read_json(source)
+    document = read_document(Path(source))
+    if name not in document:
+        raise ConfigError(f"{source}: has no section '{name}'; copy the one of params.yaml")
+    return document[name]
 
 
 def _of_modality(name: str, sections: object, modality: str | None, source: str) -> object:
@@ -92,15 +109,15 @@ def profile_problems(document: Mapping[str, Any], source: str, stages: Sequence[
         stages: those that are to run and must have a section; any that has one, if not given. Other sections are checked as well.
     """
     known = stage_names()
-    problems = cluster_problems(document[SECTION]) if SECTION in document else []
+    problems = [problem for name, problems_of in SETTINGS.items() if name in document for problem in problems_of(document[name])]
     for name in [*document, *(stages or [])]:
-        if name not in known and name != SECTION:
+        if name not in known and name not in SETTINGS:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"stages: {', '.join(known)}"
             what = f"{source}: section '{name}' belongs to no stage" if name in document else f"--stages {name}: no such stage"
             problems.append(f"{what}; {hint}")
     problems += [f"{source}: has no section '{name}'; it has {', '.join(map(str, document))}" for name in stages or []
-                 if name in known and name not in document]
+                 if (name in known or name in SETTINGS) and name not in document]
     for name in sorted(set(known) & set(document)):
         problems += section_problems(load_stage(name), document[name])
     return problems

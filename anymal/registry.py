@@ -1,6 +1,7 @@
 """The model registry: bundles become versions of an MLflow registered model, aliases say which one counts.
 
-The only code that moves an alias. What decides whether it may be moved belongs in pure functions of figures, called before `set_alias`.
+The only code that moves an alias. Whether one may be moved is decided by pure functions of figures (anymal/gates.py), and which of two
+decisions at once holds by the ledger (anymal/ledger.py).
 """
 
 from __future__ import annotations
@@ -10,20 +11,40 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anymal import __version__, tracking
 from anymal.data.asset_folders import cache_folder
 from anymal.errors import BundleError, ConfigError, TrackingError
+from anymal.ledger import REFUSED, Entry, champions, holding
 from anymal.model.bundle import CARD, bundle_sha256, read_bundle
 
 SCHEME = "models:/"
 SHA_TAG = "bundle_sha256"
+CHAMPION = "champion"
+"""Alias of the version that counts."""
+EVIDENCE = "evidence"
+"""Folder of a version's artifacts: what was measured of it."""
+LEDGER = "-decisions"
+"""What the registered model of decisions has behind the model's name."""
+PREFIX = "promotion."
+"""Tags of a version: what the last decision about it was."""
+DECISION = "decision"
+"""Folder of a decision's run: the document as JSON and as Markdown."""
+OVERTAKEN = "Another decision was made first; run anymal promote again to be judged against what is champion now."
+TRIES = 10
+"""How often the alias is moved until it stays."""
+MAX_METRICS = 1000
+"""In one request, for MLflow."""
+MAX_DESCRIPTION = 5000
+"""Characters; MLflow's PostgreSQL and MySQL schemas hold no more."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "pillow", "numpy", "pydantic", "filelock", "efficientnet-lite-pytorch",
                 "av", "matplotlib")
 """What loading a bundle imports; their installed versions are written down, so that MLflow need not run the model to find them out."""
@@ -46,7 +67,40 @@ class Registration:
         return f"{SCHEME}{self.name}@{self.alias}"
 
 
-def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Registration:
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """What names it, wherever aliases point."""
+        return f"{SCHEME}{self.name}/{self.number}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is champion, and how that came about."""
+
+    champion: Version | None
+    entries: tuple[Entry, ...]
+    unfinished: Entry | None
+    """The last decision that holds, if it is not settled: it was interrupted, or is at work now."""
+    by_hand: bool
+    """Whether the champion is another than the last decision made it."""
+
+    @property
+    def last(self) -> str:
+        """The run of the last decision that holds: what the next one builds on."""
+        held = holding(self.entries)
+        return held[-1].run if held else ""
+
+
+def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str],
+                    evidence: Mapping[str, Path]) -> Registration:
     """Make a bundle a version of the registered model `name` and point `alias` at it.
 
     A bundle that is registered already (by the SHA-256 of its manifest) keeps its version. The model is logged to the active
@@ -55,6 +109,7 @@ def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str
     Args:
         metrics: figures of the evaluation, by dotted name; attached to the model and the active stage's run, if there is one.
         tags: what it was made from (data versions), shown with the version.
+        evidence: file name -> what was measured of it, kept in the folder `evidence` of the version.
 
     Raises:
         BundleError: if the bundle is damaged.
@@ -69,7 +124,7 @@ def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str
         version = _find_version(client, name, digest)
         if created := version is None:
             mlflow.set_experiment(experiment_id=experiment)
-            version = _create_version(mlflow, client, bundle, name=name, digest=digest, run=run, metrics=metrics, tags=tags)
+            version = _create_version(mlflow, client, bundle, name=name, digest=digest, run=run, metrics=metrics, tags=tags, evidence=evidence)
         client.set_registered_model_alias(name, alias, str(version))
     return Registration(name, version, alias, digest, created)
 
@@ -83,25 +138,217 @@ def resolve_bundle(reference: str) -> Path:
     """
     if not reference.startswith(SCHEME):
         return Path(reference)
+    found = find_version(reference)
+    digest = found.tags.get(SHA_TAG)
+    if digest is None:
+        raise BundleError(f"{reference}: version {found.number} was not registered by anymal (it has no tag {SHA_TAG}); run the stage register")
+    folder = cache_folder() / "bundles" / digest
+    if not folder.is_dir():
+        with _mlflow() as mlflow:
+            _download(mlflow, found.uri, folder)
+    read_bundle(folder)
+    if bundle_sha256(folder) != digest:
+        raise BundleError(f"{reference}: version {found.number} is registered with bundle {digest[:12]}…, but {folder} holds another; "
+                          "remove that folder")
+    return folder
+
+
+def find_version(reference: str) -> Version:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        BundleError: if there is no such model, alias or version.
+        TrackingError: if MLflow cannot be reached.
+    """
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
     if match is None:
         raise BundleError(f"{reference}: is no address of a registered model; write models:/anymal@candidate or models:/anymal/1")
     tracking.check_store()
-    with _mlflow() as mlflow:
+    with _mlflow():
         with tracking.store_lock():
             client, _ = tracking.connect()
-        found = _lookup(client, reference, *match.groups())
-        digest = found.tags.get(SHA_TAG)
-        if digest is None:
-            raise BundleError(f"{reference}: version {found.version} was not registered by anymal (it has no tag {SHA_TAG}); run the stage register")
-        folder = cache_folder() / "bundles" / digest
-        if not folder.is_dir():
-            _download(mlflow, f"{SCHEME}{found.name}/{found.version}", folder)
-    read_bundle(folder)
-    if bundle_sha256(folder) != digest:
-        raise BundleError(f"{reference}: version {found.version} is registered with bundle {digest[:12]}…, but {folder} holds another; "
-                          "remove that folder")
-    return folder
+        return _version(_lookup(client, reference, *match.groups()))
+
+
+@contextmanager
+def evidence_of(version: Version) -> Iterator[Path]:
+    """A folder with the evidence that goes with a version, for as long as the context is open; empty if there is none.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="anymal-evidence-") as folder:
+        with _mlflow() as mlflow:
+            names = [item.path for item in mlflow.artifacts.list_artifacts(version.uri)]
+            if EVIDENCE in names:
+                mlflow.artifacts.download_artifacts(f"{version.uri}/{EVIDENCE}", dst_path=folder)
+        found = Path(folder) / EVIDENCE
+        found.mkdir(exist_ok=True)
+        yield found
+
+
+def standing_of(name: str) -> Standing:
+    """Who is champion of a registered model now, and all decisions about that.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
+    """
+    tracking.check_store()
+    with _mlflow():
+        with tracking.store_lock():
+            client, _ = tracking.connect()
+        return _standing(client, name)
+
+
+def finish(name: str) -> Standing:
+    """Let the alias follow the last decision that holds, if that was interrupted before; the standing after it.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
+    """
+    tracking.check_store()
+    with _mlflow():
+        with tracking.store_lock():
+            client, _ = tracking.connect()
+        begun = _standing(client, name).unfinished
+        if begun is not None:
+            _follow(client, name)
+            _settle(client, name, begun, begun.reasons)
+        return _standing(client, name)
+
+
+def record(version: Version, *, decision: str, standing: Standing, reasons: Sequence[str], document: str, report: str) -> Entry:
+    """Write a decision down, and let the alias `champion` follow it if it holds.
+
+    First the document, then the entry of the ledger, which decides, then the alias: whatever interrupts it, `finish` can go on from there.
+
+    Args:
+        decision: `promoted`, `refused` or `rolled back`.
+        standing: what it was decided upon.
+        reasons: sentences, shown with the version.
+        document: the decision as JSON.
+        report: the same as Markdown.
+
+    Returns:
+        The entry. Its decision is `refused`, and nothing was moved, if another decision was made first, on the same standing.
+
+    Raises:
+        TrackingError: if MLflow refuses or cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    ledger = f"{version.name}{LEDGER}"
+    with _mlflow():
+        with tracking.store_lock():
+            client, experiment = tracking.connect()
+            graph = tracking.graph_run()
+            parent = {} if graph is None else {"mlflow.parentRunId": tracking.parent_run(client, experiment, graph, int(time.time() * 1000))}
+        run = client.create_run(experiment, run_name="promote", tags={"stage": "promote", "anymal.version": __version__, **parent}).info.run_id
+        try:
+            _write(client, run, document, report)
+            _create_model(client, ledger, f"Decisions about who is champion of {version.name}, in their order. Not a model.")
+            origin = None if standing.champion is None else standing.champion.number
+            entry = Entry(0, decision, origin, version.number, run, standing.last, settled=False, reasons="\n".join(reasons))
+            made = client.create_model_version(
+                ledger, f"runs:/{run}/{DECISION}", run_id=run, description=_shortened(entry.reasons, "…"),
+                tags={"decision": decision, "origin": "" if origin is None else str(origin), "target": str(version.number), "basis": entry.basis})
+            entry = replace(entry, number=int(made.version))
+            held = decision == REFUSED or run in {other.run for other in holding(list(_entries(client, version.name)))}
+            if not held:
+                client.set_model_version_tag(ledger, str(entry.number), "decision", REFUSED)
+                entry = replace(entry, decision=REFUSED)
+            elif decision != REFUSED:
+                _follow(client, version.name)
+            _settle(client, version.name, entry, entry.reasons if held else OVERTAKEN)
+        except BaseException:
+            with suppress(MlflowException):
+                client.set_terminated(run, "FAILED")
+            raise
+        return entry
+
+
+def write_document(run: str, document: str, report: str) -> None:
+    """Replace the document of a decision, as JSON and as Markdown."""
+    with _mlflow():
+        with tracking.store_lock():
+            client, _ = tracking.connect()
+        _write(client, run, document, report)
+
+
+def _write(client: Any, run: str, document: str, report: str) -> None:
+    client.log_text(run, document, f"{DECISION}/decision.json")
+    client.log_text(run, report, f"{DECISION}/decision.md")
+
+
+def previous_champion(standing: Standing) -> int | None:
+    """The version that was champion before the present one, as the ledger has it; None if it knows of none."""
+    present = None if standing.champion is None else standing.champion.number
+    line = champions(standing.entries)
+    while line and line[-1] == present:
+        line.pop()
+    return line[-1] if line else None
+
+
+def _standing(client: Any, name: str) -> Standing:
+    entries = tuple(_entries(client, name))
+    held, champion = holding(entries), _champion(client, name)
+    unfinished = held[-1] if held and not held[-1].settled else None
+    by_hand = champion is not None and unfinished is None and (not held or held[-1].target != champion.number)
+    return Standing(champion, entries, unfinished, by_hand)
+
+
+def _champion(client: Any, name: str) -> Version | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _version(client.get_model_version_by_alias(name, CHAMPION))
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        return None
+
+
+def _version(found: Any) -> Version:
+    return Version(found.name, int(found.version), dict(found.tags))
+
+
+def _entries(client: Any, name: str) -> Iterator[Entry]:
+    """All decisions about a model."""
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}{LEDGER}'", page_token=token)
+        for found in page:
+            tags = found.tags
+            if {"decision", "origin", "target", "basis"} <= tags.keys():  # anyone may add a version, which is no decision then
+                yield Entry(int(found.version), tags["decision"], int(tags["origin"]) if tags["origin"] else None, int(tags["target"]),
+                            found.run_id, tags["basis"], tags.get("settled") == "true", found.description or "")
+        token = page.token
+        if not token:
+            return
+
+
+def _follow(client: Any, name: str) -> None:
+    """Move the alias to where the last decision that holds wants it, and see that it is there.
+
+    A decision may be made while this one is at work, and its alias be overwritten here: so the ledger is read again after each move.
+    """
+    for _ in range(TRIES):
+        last = holding(list(_entries(client, name)))[-1]
+        client.set_registered_model_alias(name, CHAMPION, str(last.target))
+        champion = _champion(client, name)
+        if champion is not None and champion.number == last.target and holding(list(_entries(client, name)))[-1].run == last.run:
+            return
+    raise TrackingError(f"{SCHEME}{name}@{CHAMPION}: the alias does not stay where the last decision moved it; see who else moves it, and run "
+                        "anymal promote again")
+
+
+def _settle(client: Any, name: str, entry: Entry, reasons: str) -> None:
+    """Say at the version what was decided about it, end the decision's run, and say in the ledger that all of this was done."""
+    for key, value in {"decision": entry.decision, "run": entry.run, "reasons": _shortened(reasons, "…")}.items():
+        client.set_model_version_tag(name, str(entry.target), f"{PREFIX}{key}", value)
+    client.set_tag(entry.run, f"{PREFIX}decision", entry.decision)
+    client.set_terminated(entry.run, "FINISHED")
+    client.set_model_version_tag(f"{name}{LEDGER}", str(entry.number), "settled", "true")
 
 
 def _lookup(client: Any, reference: str, name: str, alias: str | None, version: str | None) -> Any:
@@ -136,8 +383,7 @@ def _find_version(client: Any, name: str, digest: str) -> int | None:
 
 
 def _create_version(mlflow: Any, client: Any, bundle: Path, *, name: str, digest: str, run: str | None, metrics: Mapping[str, float],
-                    tags: Mapping[str, str]) -> int:
-    from mlflow.exceptions import MlflowException
+                    tags: Mapping[str, str], evidence: Mapping[str, Path]) -> int:
     from mlflow.models import Model
 
     document = read_bundle(bundle)
@@ -151,16 +397,39 @@ def _create_version(mlflow: Any, client: Any, bundle: Path, *, name: str, digest
         logged = Model.log(None, _Saver, name=name, run_id=run, tags=labels, metadata=labels, signature=signature, input_example=example,
                            loader_module="anymal.serving.pyfunc", data_path=str(link), code_paths=[str(Path(__file__).parent)],
                            pip_requirements=_requirements(), validate_serving_input=False)
+        files = Path(folder) / EVIDENCE
+        files.mkdir()
+        for file, source in evidence.items():
+            shutil.copyfile(source, files / file)
+        # Before there is a version: one that is there has its evidence.
+        client.log_model_artifacts(logged.model_id, str(files), EVIDENCE)
     if metrics and run is not None:
-        mlflow.log_metrics({tracking.clean_key(key): value for key, value in metrics.items()}, run_id=run, model_id=logged.model_id)
+        numbers = [(tracking.clean_key(key), value) for key, value in metrics.items()]
+        for start in range(0, len(numbers), MAX_METRICS):
+            mlflow.log_metrics(dict(numbers[start : start + MAX_METRICS]), run_id=run, model_id=logged.model_id)
+    _create_model(client, name, "AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.")
+    card = _shortened((bundle / CARD).read_text(encoding="utf-8"), f"… The whole card is {CARD} of the bundle.")
+    version = client.create_model_version(name, logged.model_uri, run_id=run, tags=labels, description=card, model_id=logged.model_id)
+    return int(version.version)
+
+
+def _create_model(client: Any, name: str, description: str) -> None:
+    """A registered model, unless it is there already."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        client.create_registered_model(name, description="AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.")
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    card = (bundle / CARD).read_text(encoding="utf-8")
-    version = client.create_model_version(name, logged.model_uri, run_id=run, tags=labels, description=card, model_id=logged.model_id)
-    return int(version.version)
+
+
+def _shortened(text: str, rest: str) -> str:
+    """A text as a description, whole lines of it if it is too long."""
+    if len(text) <= MAX_DESCRIPTION:
+        return text
+    kept = text[: MAX_DESCRIPTION - len(rest) - 1]
+    return f"{kept[: kept.rfind(chr(10))] if chr(10) in kept else kept}\n{rest}"
 
 
 class _Saver:

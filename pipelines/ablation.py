@@ -9,6 +9,7 @@ from typing import Any
 from kfp.dsl import Artifact, Dataset
 
 from components.align import align as align_stage
+from components.benchmark import benchmark as benchmark_stage
 from components.compare import compare as compare_stage
 from components.compare_three import compare_three as compare_three_stage
 from components.evaluate import evaluate as evaluate_stage
@@ -35,13 +36,13 @@ def imported(ablation: Ablation) -> dict[str, type[Artifact]]:
 def plan(name: str, ablation: Ablation) -> Plan:
     """The pipeline of an ablation.
 
-    Its arguments are `variant_first`, `variant_second`, … (whole sections), `compare`, for fine-tuning `score` and `evaluate_MODALITY`,
+    Its arguments are `variant_first`, `variant_second`, … (whole sections), `compare`, for fine-tuning `score`, `benchmark` and `evaluate_MODALITY`,
     and the URIs of `imported`.
     """
     ordinals = ORDINALS[: len(ablation.variants["demo"])]
     sections = {f"variant_{ordinal}": ablation.trains for ordinal in ordinals}
     if ablation.stage == "finetune":
-        sections |= parts.sections(*parts.each("evaluate", of=EVALUATED), "score")
+        sections |= parts.sections(*parts.each("evaluate", of=EVALUATED), "benchmark", "score")
 
     def graph(graph: Graph) -> None:
         branch = _aligned if ablation.stage == "align" else _tuned
@@ -69,5 +70,6 @@ def _tuned(graph: Graph, ordinal: str) -> tuple[Any, Any]:
                                  shards=made[f"shards_{modality}"], **given) for modality in MODALITIES}
     tasks["mixed"] = graph.run(evaluate_mixed_stage, "evaluate_mixed", note=note, **given, **parts.mixed_inputs(graph))
     predictions = {f"predictions_{modality}": task.outputs["predictions"] for modality, task in tasks.items()}
-    scored = graph.run(score_stage, "score", note=note, baselines=made["baselines"], **predictions)
+    asked = graph.run(benchmark_stage, "benchmark", note=note, **given).outputs["predictions"]
+    scored = graph.run(score_stage, "score", note=note, baselines=made["baselines"], benchmarks=asked, **predictions)
     return scored.outputs["metrics"], tuned.outputs["plots"]

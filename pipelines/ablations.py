@@ -160,5 +160,5 @@ def ablation_arguments(ablation: Ablation, profile: Profile, uris: dict[str, str
     if ablation.stage == "finetune":
         document = read_document(folder / PROFILES[profile])
         arguments |= {f"evaluate_{modality}": as_text(document["evaluate"][modality]) for modality in EVALUATED}
-        arguments["score"] = as_text(document["score"])
+        arguments |= {name: as_text(document[name]) for name in ("benchmark", "score")}
     return arguments | {"compare": as_text(compare_section(ablation, profile))} | uris

@@ -48,6 +48,9 @@ def read_arguments(name: str, document: Mapping[str, Any], source: str, uris: Ma
             problems.append(f"{source}: has no section '{section}', which the pipeline {name} runs; '{stage}' has {', '.join(map(str, part))}")
         elif modality:
             part = part.get(modality) if isinstance(part, dict) else None
+        if argument in plan.shares and isinstance(part, dict):
+            index, of = plan.shares[argument]
+            part = {**part, "part": {"index": index, "of": of}}
         arguments[argument] = as_text(part)
     if problems:
         raise ConfigError("\n".join(sorted(problems)))

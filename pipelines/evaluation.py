@@ -1,16 +1,18 @@
-"""Measure a given model; register it if it uses its inputs."""
+"""Measure a given model; register it if it passes the gates, and promote it if it does not fall behind the champion."""
 
 from pipelines import parts
 from pipelines.tasks import Graph, Plan
 
 
 def evaluation(graph: Graph) -> None:
-    """Predictions, figures, and behind the gate a candidate."""
+    """Predictions, figures, the audit of leakage, and behind the gate a candidate that may become champion."""
     parts.evaluate(graph)
-    parts.register_if_grounded(graph)
+    parts.audit(graph)
+    parts.promote_if_gates_pass(graph)
 
 
 PLAN = Plan(
-    "evaluation", "Measure a model and, if it uses its inputs, register it.",
-    parts.sections(*parts.each("evaluate", of=parts.EVALUATED), "score", "register"),
-    parts.imported("assets", "model", "baselines", *parts.each("features"), *parts.each("shards"), *parts.each("statistics")), evaluation)
+    "evaluation", "Measure a model; if it passes the gates, register it and make it champion.",
+    parts.sections(*parts.each("evaluate", of=parts.EVALUATED), "benchmark", "score", "audit", "register", "promote"),
+    parts.imported("assets", "model", "baselines", "media_human", *parts.each("features"), *parts.each("shards"), *parts.each("statistics"),
+                   *parts.each("instructions", of=parts.ORIGINS)), evaluation)

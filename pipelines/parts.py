@@ -3,10 +3,14 @@
 What runs once per modality is one branch each, side by side; all branches align against the same LLM and meet in fine-tuning.
 """
 
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Metrics, Model
 
 from components.align import align as align_stage
+from components.audit import audit as audit_stage
+from components.benchmark import benchmark as benchmark_stage
 from components.compose_instructions import compose_instructions as compose_instructions_stage
 from components.curate_audio import curate_audio as curate_audio_stage
 from components.curate_image import curate_image as curate_image_stage
@@ -14,13 +18,14 @@ from components.curate_imu import curate_imu as curate_imu_stage
 from components.curate_video import curate_video as curate_video_stage
 from components.encode import encode as encode_stage
 from components.evaluate import evaluate as evaluate_stage
-from components.evaluate_aligned import evaluate_aligned as evaluate_aligned_stage
+from components.evaluate_image_aligned import evaluate_image_aligned as evaluate_aligned_stage
 from components.evaluate_mixed import evaluate_mixed as evaluate_mixed_stage
 from components.finetune import finetune as finetune_stage
 from components.gate import gate as gate_component
 from components.import_instructions import import_instructions as import_instructions_stage
 from components.ingest import ingest as ingest_stage
 from components.pretrain_encoder import pretrain_encoder as pretrain_encoder_stage
+from components.promote import promote as promote_component
 from components.register import register as register_stage
 from components.score import score as score_stage
 from components.synthesize import synthesize as synthesize_stage
@@ -34,7 +39,7 @@ ORIGINS = ("templates", "synthetic", "human")
 """Of instructions."""
 KINDS: dict[str, type[Artifact]] = {
     "assets": Artifact, "shards": Dataset, "features": Dataset, "checkpoints": Model, "instructions": Dataset, "statistics": Metrics,
-    "model": Model, "baselines": Dataset}
+    "model": Model, "baselines": Dataset, "media": Dataset}
 """What an artifact is called, without its modality or origin -> its type, for importers."""
 
 
@@ -114,13 +119,13 @@ def tune(graph: Graph) -> None:
 def measure_baseline(graph: Graph) -> None:
     """`checkpoints_image` and what belongs to it -> `baselines`: the model before fine-tuning."""
     made = graph.made
-    task = graph.run(evaluate_aligned_stage, "evaluate_image", checkpoints=made["checkpoints_image"], features=made["features_image"],
+    task = graph.run(evaluate_aligned_stage, "evaluate_image_aligned", checkpoints=made["checkpoints_image"], features=made["features_image"],
                      shards=made["shards_image"], assets=made["assets"])
     made["baselines"] = task.outputs["predictions"]
 
 
 def evaluate(graph: Graph) -> None:
-    """`model`, `features_M`, `shards_M`, `baselines`, `assets` -> `evaluation`."""
+    """`model`, `features_M`, `shards_M`, `baselines`, `assets` -> `benchmarks`, `evaluation`, `samples`."""
     made = graph.made
     predictions = {}
     for modality in MODALITIES:
@@ -129,18 +134,30 @@ def evaluate(graph: Graph) -> None:
         predictions[f"predictions_{modality}"] = task.outputs["predictions"]
     mixed = graph.run(evaluate_mixed_stage, "evaluate_mixed", checkpoints=made["model"], assets=made["assets"], **mixed_inputs(graph))
     predictions["predictions_mixed"] = mixed.outputs["predictions"]
-    made["evaluation"] = graph.run(score_stage, "score", baselines=made["baselines"], **predictions).outputs["metrics"]
+    asked = graph.run(benchmark_stage, "benchmark", checkpoints=made["model"], assets=made["assets"]).outputs["predictions"]
+    scored = graph.run(score_stage, "score", baselines=made["baselines"], benchmarks=asked, **predictions)
+    made["benchmarks"], made["evaluation"], made["samples"] = asked, scored.outputs["metrics"], scored.outputs["samples"]
 
 
-def register(graph: Graph) -> None:
-    """`model`, `statistics_M`, `evaluation`, `assets` -> a candidate in the model registry."""
-    made = graph.made
-    graph.run(register_stage, "register", checkpoints=made["model"], evaluation=made["evaluation"], assets=made["assets"],
-              **among(graph, *each("statistics")))
+def audit(graph: Graph) -> None:
+    """`shards_M`, `media_human`, `features_M`, `instructions_ORIGIN`, `benchmarks` -> `leakage`, if test data are in none of the training data."""
+    inputs = among(graph, *each("shards"), *each("features"), *each("instructions", of=ORIGINS), "benchmarks")
+    graph.made["leakage"] = graph.run(audit_stage, "audit", shards_human=graph.made["media_human"], **inputs).outputs["leakage"]
 
 
-def register_if_grounded(graph: Graph) -> None:
-    """As `register`, if the evaluation shows that the model uses its inputs."""
-    gate = settle(gate_component(evaluation=graph.made["evaluation"]), graph.cluster, graph.cluster.defaults)
+def register(graph: Graph) -> Any:
+    """`model`, `statistics_M`, `evaluation`, `samples`, `leakage`, `assets` -> a candidate in the model registry; gives the task."""
+    inputs = among(graph, "evaluation", "samples", "leakage", "assets", *each("statistics"))
+    return graph.run(register_stage, "register", checkpoints=graph.made["model"], **inputs)
+
+
+def promote_if_gates_pass(graph: Graph) -> None:
+    """As `register`, if what was measured passes the gates that need no champion; and if it passes the others as well, it becomes champion.
+
+    Whether it became champion is the output `verdict` of the task `promote`. That is asked anew in each run, for champions change.
+    """
+    rules, measured = graph.given["promote"], among(graph, "evaluation", "samples", "leakage")
+    gate = settle(gate_component(config=rules, **measured), graph.cluster, graph.cluster.defaults)
     with dsl.If(gate.outputs["verdict"] == "passed", name="gate-passed"):
-        register(graph)
+        promotion = promote_component(config=rules, registration=register(graph).outputs["registration"])
+        settle(promotion, graph.cluster, graph.cluster.defaults).set_caching_options(False)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from typing import Any
 
 from kfp import dsl, kubernetes
 
+from anymal import profile
 from anymal.cluster import Cluster, Resources
 from anymal.config import without_nulls
 from anymal.stage import stage_names
@@ -38,6 +39,8 @@ class Plan:
     """Argument -> type of the artifact whose URI it is."""
     parts: Callable[["Graph"], None]
     """Adds the tasks."""
+    shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Argument -> which share (from 0) of its section's work it asks for, and of how many: its section gets that as the knob `part`."""
 
 
 @dataclass
@@ -157,15 +160,15 @@ def _begun(plan: Plan, given: Mapping[str, Any], cluster: Cluster) -> Graph:
 
 
 def label_of(component: Any, section: str) -> str:
-    """What a task is called where people see it: as in MLflow (`align.image`), or after its component (`evaluate_aligned.image`)."""
+    """What a task is called where people see it: as in MLflow (`align.image`), or after its component (`evaluate_image_aligned.image`)."""
     own, (stage, _, modality) = component.name.replace("-", "_"), section.partition(".")
     return section if own in {stage, argument_of(section)} or not modality else f"{own}.{modality}"
 
 
 def section_of(argument: str) -> str:
-    """Which section of a profile an argument holds: `align_image` -> `align.image`, `curate_image` -> `curate_image`."""
+    """Which section of a profile an argument holds: `align_image` -> `align.image`, `curate_image` -> `curate_image`, `promote` -> `promote`."""
     known = stage_names()
-    if argument in known:
+    if argument in known or argument in profile.SETTINGS:
         return argument
     stage = max((name for name in known if argument.startswith(f"{name}_")), key=len)
     return f"{stage}.{argument.removeprefix(f'{stage}_')}"

@@ -5,7 +5,7 @@ from kfp.dsl import Artifact
 from pipelines import alignment, parts
 from pipelines.tasks import Graph, Plan
 
-EVALUATIONS = parts.each("evaluate", of=parts.EVALUATED)
+EVALUATIONS = parts.each("evaluate", of=(*parts.EVALUATED, "image_aligned"))
 
 
 def training(graph: Graph) -> None:
@@ -15,10 +15,12 @@ def training(graph: Graph) -> None:
     parts.tune(graph)
     parts.measure_baseline(graph)
     parts.evaluate(graph)
+    parts.audit(graph)
     parts.register(graph)
 
 
 PLAN = Plan(
     "training", "From raw packages to a measured multimodal LLM in the model registry.",
-    dict(alignment.PLAN.sections) | parts.sections("compose_instructions", "synthesize_image", "finetune", *EVALUATIONS, "score", "register"),
+    dict(alignment.PLAN.sections)
+    | parts.sections("compose_instructions", "synthesize_image", "finetune", *EVALUATIONS, "benchmark", "score", "audit", "register"),
     {"lock": Artifact}, training)

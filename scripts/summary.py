@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("results/evaluate.json")
+LEAKAGE = Path("results/leakage.json")
 REGISTRATION = Path("reports/registration.json")
 BUNDLE = Path("models/bundle")
 REPORTS = {
+    "the paper's tables, figures with controls, examples, failures first": "reports/evaluate.html",
+    "its figures as pictures": "reports/figures/",
     "what was kept, what was dropped and why": "reports/curate/",
     "loss curves and grounding controls": "reports/align/ and reports/finetune/",
-    "inputs, references and predictions, failures first": "reports/evaluate.html",
 }
 HEADLINE = ("nll", "cider_d", "class_accuracy", "accuracy")
 """Figures worth a line; the report has all."""
+CONTROLS = ("shuffled", "similar", "blank")
 FILES = {"image": "PICTURE.png", "audio": "SOUND.wav", "video": "CLIP.mp4", "imu": "MOTION.csv"}
 MIXED = "mixed"
+BENCHMARKS = "benchmarks"
 
 
 def is_figure(node: object) -> bool:
@@ -28,38 +32,46 @@ def is_figure(node: object) -> bool:
     return isinstance(node, Mapping) and {"value", "low", "high", "n"} <= node.keys()
 
 
-def rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """One row per headline figure: its name, the value with its 95% interval, and the same with shuffled and with blank inputs.
+def rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """One row per headline figure: its name, the value with its 95% interval, and the same with each control's input.
 
-    A figure of one part of a mixed question has, as its shuffled input, that part's medium alone replaced.
+    A figure of one part of a mixed question has, as its shuffled and similar input, that part's medium alone replaced.
     """
     for modality, tasks in sorted(results.items()):
         for task, figures in sorted(tasks.items()):
             controls = figures.get("controls", {})
-            parts = sorted(name for name in figures if name.startswith("accuracy_"))
+            parts = sorted(name for name in figures if name.startswith("accuracy_") and modality == MIXED)
             for name in (*HEADLINE, *parts):
                 if is_figure(figures.get(name)):
-                    shuffled = f"shuffled_{name.removeprefix('accuracy_')}" if name in parts else "shuffled"
-                    other, blank = (_interval(controls.get(kind, {}).get(name)) for kind in (shuffled, "blank"))
-                    yield f"{modality}.{task}.{name}", _interval(figures[name]), other, blank
+                    part = name.removeprefix("accuracy_") if name in parts else None
+                    others = [controls.get(f"{kind}_{part}", controls.get(kind, {})).get(name) for kind in CONTROLS]
+                    yield f"{modality}.{task}.{name}", _interval(figures[name]), *(f"{other['value']:.3f}" if other else "–" for other in others)
 
 
-def _interval(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "–"
+def _interval(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures as aligned text columns."""
-    lines = [("figure (95% interval)", "right input", "shuffled input", "blank input"), *rows(results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    lines = [("figure (95% interval)", "right input", *CONTROLS), *rows(results)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def benchmarks(results: Mapping[str, Any]) -> str | None:
+    """How many benchmarks ran, on what, and how many did not; None where none was declared."""
+    measured: Mapping[str, Any] = results.get(BENCHMARKS, {})
+    ran = [body for body in measured.values() if "skipped" not in body]
+    real = sum(bool(body.get("data", {}).get("real")) for body in ran)
+    if not measured:
+        return None
+    return f"{real} on their own data, {len(ran) - real} on sample data in their file layout, {len(measured) - len(ran)} skipped for lack of data"
 
 
 def questions(results: Mapping[str, Any]) -> Iterator[str]:
     """Arguments of `anymal ask` to try: one for each modality, and one for the parts of the mixed questions."""
-    for modality in sorted(set(results) - {MIXED}):
+    for modality in sorted(set(results) - {MIXED, BENCHMARKS}):
         yield f"--{modality} {FILES.get(modality, 'FILE')}"
     for figures in results.get(MIXED, {}).values():
         parts = sorted(name.removeprefix("accuracy_") for name in figures if name.startswith("accuracy_"))
@@ -74,15 +86,21 @@ def main() -> None:
     started = parser.parse_args().started
     took = "" if started is None else f" in {(time.time() - started) / 60:.1f} minutes"
     results = json.loads(RESULTS.read_text())
-    modalities = sorted(set(results) - {MIXED})
+    modalities = sorted(set(results) - {MIXED, BENCHMARKS})
     print(f"\nDone{took}: a language model that reads {', '.join(modalities)}, measured on samples it never saw.\n")
-    print(table(results))
+    print(table({name: tasks for name, tasks in results.items() if name != BENCHMARKS}))
+    if (ran := benchmarks(results)) is not None:
+        print(f"\nBenchmarks  {ran}")
+    if LEAKAGE.is_file() and json.loads(LEAKAGE.read_text())["passed"]:
+        print(f"Leakage     none of test data into training data above the thresholds ({LEAKAGE})")
     print("\nReports")
+    width = max(map(len, REPORTS.values()))
     for label, path in REPORTS.items():
-        print(f"  {path:<24}{label}")
+        print(f"  {path.ljust(width)}  {label}")
     registration = json.loads(REGISTRATION.read_text())
     model = f"models:/{registration['name']}@{registration['alias']}"
     print(f"\nModel   {BUNDLE}, registered as version {registration['version']} of '{registration['name']}'")
+    print(f"Promote anymal promote {model} --config params.yaml")
     print("MLflow  make ui, then http://127.0.0.1:5000")
     print("Ask     source .venv/bin/activate")
     for arguments in questions(results):

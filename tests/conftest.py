@@ -8,10 +8,12 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.servers import MlflowServer
+from tests.browser import Chromium, find_chromium
 from tests.engine import Engine, Images, build_images
 from tests.road import TRACKED, Containers, clone_into, run
 from tests.s3_server import S3Server
@@ -98,6 +100,19 @@ def s3_server(session_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server
     for name, value in session_s3.environment.items():
         monkeypatch.setenv(name, value)
     return session_s3
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Chromium:
+    """A Chromium that can be started."""
+    return find_chromium()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Chromium) -> Iterator[Any]:
+    """A running headless Chromium, shared by the tests of one file (see `Chromium.launched`): a `playwright.sync_api.Browser`."""
+    with chromium.launched() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from anymal.__main__ import cli
-from anymal.cluster import SECTION, cluster_of
+from anymal.cluster import cluster_of
 from anymal.config import read_document
 from anymal.model.modalities import encoder_factory
+from anymal.profile import SETTINGS
 from anymal.stage import Stage, load_stage
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +26,8 @@ MACHINERY = {"anymal/__init__.py", "anymal/__main__.py", "anymal/cluster.py", "a
              "anymal/profile.py", "anymal/progress.py", "anymal/stage.py", "anymal/tracking/__init__.py",
              "anymal/tracking/facts.py", "anymal/tracking/recorder.py", "anymal/tracking/store.py", "anymal/tracking/warm.py"}
 """What runs a stage or shows its progress; a change there makes no result obsolete."""
-TEMPLATES = (".html", ".md")
-"""Files beside a module that it fills in."""
+TEMPLATES = (".html", ".md", ".yaml")
+"""Files beside a module that it fills in or reads."""
 INTERPOLATION = re.compile(r"\$\{([a-z_.]+)\}")
 
 
@@ -160,7 +161,7 @@ def document_of(name: str) -> dict[str, Any]:
 @functools.cache
 def profile_of(name: str) -> dict[str, Any]:
     """The sections of stages of one of the two profiles; not to be changed by its callers."""
-    return {section: part for section, part in document_of(name).items() if section != SECTION}
+    return {section: part for section, part in document_of(name).items() if section not in SETTINGS}
 
 
 # --- code
@@ -211,10 +212,14 @@ def loaded_kinds(run: Run, profile: Mapping[str, Any]) -> list[str]:
     """Kinds of encoders that a run makes or loads; a kind that is built on another names it in its settings."""
     if run.stage.name == "pretrain_encoder":
         return [section_of(profile, run.section)["kind"]]
-    if run.stage.name not in {"encode", "evaluate"}:
+    if run.stage.name not in {"encode", "evaluate", "benchmark"}:
         return []
-    mixed = section_of(profile, run.section).get("mixed")
-    sections = [profile["encode"][modality] for modality in ([run.modality] if mixed is None else [part["modality"] for part in mixed["parts"]])]
+    config = section_of(profile, run.section)
+    if run.stage.name == "benchmark":
+        read = list(profile["encode"])
+    else:
+        read = [config["modality"]] if config.get("mixed") is None else [part["modality"] for part in config["mixed"]["parts"]]
+    sections = [profile["encode"][modality] for modality in read]
     return [kind for section in sections for kind in (section["kind"], section["settings"].get("image_kind")) if kind is not None]
 
 
@@ -224,7 +229,7 @@ def module_of(kind: str) -> str:
 
 
 # --- Kubeflow
-COMMANDS = {"gate", "outcome", "preflight"}
+COMMANDS = {"gate", "outcome", "preflight", "promote"}
 """Components of commands; all others run stages."""
 COMPONENTS = sorted(path.stem for path in (ROOT / "components").glob("*.py") if path.stem not in {"__init__", "images", *COMMANDS})
 ON_NODES = [name for name in COMPONENTS if name.endswith("_on_nodes")]

@@ -52,14 +52,15 @@ from tests.graph import (
     tasks,
 )
 
-STAGES = 16
+STAGES = 18
 """How many there are; raise it with each new stage, so that none is lost from sight."""
 GRAPH = [name for name in stage_names() if name not in CONFIGURED_HERE]
 """Stages that dvc.yaml runs and profiles have sections for; the others belong to ablations (`tests/test_ablations.py`)."""
+OF_PIPELINES = {"score_benchmarks"}
+"""Components whose stage dvc.yaml runs with fewer inputs."""
 LOCK = f"s3://bucket/{'0' * 64}.yaml"
-BASELINE = "evaluate_aligned"
-"""The run that measures the model before fine-tuning."""
-OPEN = {"labels", "architecture", "settings", "answer_forms", "held_out", "questions", "captions", "kinds", "mixing", "in_process", "server"}
+OPEN = {"labels", "architecture", "settings", "answer_forms", "held_out", "questions", "captions", "kinds", "mixing", "in_process", "server",
+        "thresholds", "benchmarks"}
 """Knobs whose value is a mapping with names of its own (data, not knobs), or null where another stands in."""
 
 each_stage = pytest.mark.parametrize("name", stage_names())
@@ -67,7 +68,7 @@ each_run = pytest.mark.parametrize("name", runs())
 each_component = pytest.mark.parametrize("name", COMPONENTS)
 each_stage_of_the_graph = pytest.mark.parametrize("name", GRAPH)
 each_component_of_the_graph = pytest.mark.parametrize(
-    "name", [name for name in COMPONENTS if component_stage(name).name in GRAPH and name not in ON_NODES])
+    "name", [name for name in COMPONENTS if component_stage(name).name in GRAPH and name not in {*ON_NODES, *OF_PIPELINES}])
 each_profile = pytest.mark.parametrize("profile", PROFILES)
 
 
@@ -97,13 +98,11 @@ def test_every_stage_is_found_in_every_place():
 
 @each_profile
 def test_every_section_has_its_run(profile):
-    """No section lies idle; only the baseline takes one twice, for it is measured as the tuned model is; and a run's name says what it runs."""
-    taken = [run.section for run in runs().values() if run.entry != BASELINE]
-    assert sorted(taken) == sorted(sections(profile))
-    assert runs()[BASELINE].section in taken
+    """No section lies idle, none is taken twice, and a run's name says what it runs."""
+    assert sorted(run.section for run in runs().values()) == sorted(sections(profile))
     for run in runs().values():
         assert run.name == (run.entry if run.key is None else f"{run.entry}@{run.modality}")
-        assert run.entry in {run.stage.name, BASELINE} or run.name == run.argument
+        assert run.entry == run.stage.name or run.name == run.argument
         assert (run.modality is not None) == run.stage.per_modality
 
 
@@ -442,12 +441,12 @@ def test_arguments_of_a_run_are_checked_all_at_once():
     assert sorted(str(caught.value).split("\n")) == sorted([
         *(f"align.{modality}.learnin_rate: unknown knob; did you mean 'learning_rate'?" for modality in ("image", "imu")),
         *(f"align.{modality}.learning_rate: missing; add it to the profile's section 'align.{modality}'" for modality in ("image", "imu")),
-        "align.video.modality = audio: must be video, as the section is called",
-        "evaluate.sound.modality = audio: must be sound, as the section is called",
+        "align.video.modality = audio: the section of a modality is called after it; say video, or call it audio_…",
+        "evaluate.sound.modality = audio: the section of a modality is called after it; say sound, or call it audio_…",
         "features: is no input of the pipeline training; remove it",
         "kubeflow.retry: unknown knob; did you mean 'retries'?",
         "mine.yaml: has no section 'encode'; it has " + ", ".join(document),
-        "mine.yaml: has no section 'evaluate.audio', which the pipeline training runs; 'evaluate' has image, video, imu, mixed, sound",
+        "mine.yaml: has no section 'evaluate.audio', which the pipeline training runs; 'evaluate' has image, video, imu, mixed, image_aligned, sound",
         "mine.yaml: section 'enkode' belongs to no stage; did you mean 'encode'?",
         "pretrain_encoder: must hold a section per modality",
     ])
@@ -461,7 +460,7 @@ def test_addresses_of_a_run_are_checked():
     with pytest.raises(ConfigError, match=r"lock = s3://bucket/lock\.yaml: .* such as s3://bucket/SHA256\.yaml"):
         read_arguments("alignment", document, "params.yaml", {"lock": "s3://bucket/lock.yaml"})
     assert read_arguments("alignment", document, "params.yaml", {"lock": "/here/lock.yaml"})["lock"] == "/here/lock.yaml"
-    with pytest.raises(ConfigError, match="evaluate: no such pipeline; there are training, alignment, instruction, evaluation, ablation-"):
+    with pytest.raises(ConfigError, match="evaluate: no such pipeline; there are training, .*, benchmarks, ablation-"):
         read_arguments("evaluate", document, "params.yaml", {})
 
 

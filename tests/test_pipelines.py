@@ -62,10 +62,10 @@ def documents(compiled: dict[str, dict[str, bytes]], name: str, profile: str) ->
 
 
 def test_all_pipelines_are_compiled(compiled):
-    """The four of the graph, one for each ablation; nothing is left behind by the way."""
+    """The five of the graph, one for each ablation; nothing is left behind by the way."""
     ablations = {f"ablation-{name}" for name in read_ablations(ROOT / "ablations.yaml")}
     assert len(ablations) == 6
-    assert set(NAMES) == {"training", "alignment", "instruction", "evaluation"} | ablations
+    assert set(NAMES) == {"training", "alignment", "instruction", "evaluation", "benchmarks"} | ablations
     assert set(compiled["params.yaml"]) == {f"{name}.yaml" for name in NAMES}
 
 
@@ -308,7 +308,7 @@ def test_tasks_are_tried_again_and_cached(documents, profile):
     for name, (task, _) in located(spec).items():
         once = name in {"/outcome", "comp-exit-handler-1/preflight"}
         assert task.get("retryPolicy") == (None if once else policy), name
-        assert task["cachingOptions"] == ({} if once else {"enableCache": True}), name
+        assert task["cachingOptions"] == ({} if once or name.endswith("/promote") else {"enableCache": True}), name
 
 
 def asked(container: Spec) -> dict[str, Any]:
@@ -395,7 +395,7 @@ def test_tasks_are_told_apart_by_their_names(compiled, name):
     spec, _ = parsed(compiled["params.production.yaml"][f"{name}.yaml"])
     names = [task["taskInfo"]["name"] for task, _ in located(spec).values()]
     assert len(set(names)) == len(names)
-    wanted = {"training": {"align.image", "evaluate_aligned.image", "evaluate.mixed", "curate_image"},
+    wanted = {"training": {"align.image", "evaluate.image_aligned", "evaluate.mixed", "curate_image"},
               "ablation-layers": {"align.image (first variant)"}}
     assert wanted.get(name, {"preflight"}) <= set(names)
 
@@ -435,7 +435,7 @@ def test_sections_and_arguments_are_named_alike():
 
 
 # --- the gate
-def test_a_model_is_registered_behind_the_gate_only(compiled):
+def test_a_model_is_registered_and_promoted_behind_the_gate_only(compiled):
     spec, _ = parsed(compiled["params.yaml"]["evaluation.yaml"])
     graph = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     (branch,) = [task for task in graph.values() if "triggerPolicy" in task]
@@ -443,8 +443,11 @@ def test_a_model_is_registered_behind_the_gate_only(compiled):
     assert branch["inputs"]["parameters"]["pipelinechannel--gate-verdict"]["taskOutputParameter"] == {
         "producerTask": "gate", "outputParameterKey": "verdict"}
     inside = spec["components"][branch["componentRef"]["name"]]["dag"]["tasks"]
-    assert set(inside) == {"register"}
-    assert "register" not in graph
+    assert set(inside) == {"register", "promote"}
+    assert not set(inside) & set(graph)
+    assert inside["promote"]["inputs"]["artifacts"]["registration"]["taskOutputArtifact"]["producerTask"] == "register"
+    for task in (graph["gate"], inside["promote"]):
+        assert task["inputs"]["parameters"]["config"]["componentInputParameter"].endswith("promote")
 
 
 def test_without_the_outcome_a_pipeline_is_flat(tmp_path):

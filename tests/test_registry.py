@@ -19,11 +19,14 @@ from tests.model.test_bundle import contents, make
 def test_registers_on_a_server_and_comes_back_byte_for_byte(mlflow_server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     bundle = make(workspace)
-    first = registry.register_bundle(bundle, name="served", alias="candidate", metrics={}, tags={"input.checkpoint": "a" * 64})
-    again = registry.register_bundle(bundle, name="served", alias="champion", metrics={}, tags={})
+    first = registry.register_bundle(bundle, name="served", alias="candidate", metrics={}, tags={"input.checkpoint": "a" * 64},
+                                     evidence={"README.md": bundle / "README.md"})
+    again = registry.register_bundle(bundle, name="served", alias="champion", metrics={}, tags={}, evidence={})
     assert (first.version, first.created, again.version, again.created) == (1, True, 1, False)
     for reference in ("models:/served@candidate", "models:/served@champion", "models:/served/1"):
         assert contents(registry.resolve_bundle(reference)) == contents(bundle)
+        with registry.evidence_of(registry.find_version(reference)) as evidence:
+            assert contents(evidence) == {"README.md": (bundle / "README.md").read_bytes()}
 
     cached = registry.resolve_bundle("models:/served/1")
     assert cached.is_relative_to(workspace / "cache")
@@ -35,7 +38,7 @@ def test_registers_on_a_server_and_comes_back_byte_for_byte(mlflow_server: Serve
 def test_an_unreachable_registry_is_named_before_anything_is_written(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     for action in (lambda: registry.resolve_bundle("models:/anymal@candidate"),
-                   lambda: registry.register_bundle(make(workspace), name="anymal", alias="candidate", metrics={}, tags={})):
+                   lambda: registry.register_bundle(make(workspace), name="anymal", alias="candidate", metrics={}, tags={}, evidence={})):
         with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI = http://127"):
             action()
     assert tracking.run_id() is None

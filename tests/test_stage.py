@@ -262,7 +262,7 @@ def test_a_section_per_modality_is_read(install, tmp_path):
 def test_a_section_says_the_modality_that_it_is_called_by(install):
     sections = {"audio": VALID | {"modality": "imu"}, "imu": VALID | {"modality": "imu", "steps": 0}, "video": VALID | {"modality": "video"}}
     assert section_problems(sense_stage(install), sections) == [
-        "toy.audio.modality = imu: must be audio, as the section is called",
+        "toy.audio.modality = imu: the section of a modality is called after it; say audio, or call it imu_…",
         "toy.imu.steps = 0: Input should be greater than 0",
     ]
     for nothing in ({}, None, 3):

@@ -1,4 +1,4 @@
-"""Say whether an evaluation shows that the model uses its inputs."""
+"""Say whether what was measured of a model passes the gates, before it is registered."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ import click
 FILE = click.Path(path_type=Path)
 
 
-@click.command("gate", short_help="Say whether an evaluation shows that the model uses its inputs.")
+@click.command("gate", short_help="Say whether what was measured of a model passes the gates.")
+@click.option("--config", required=True, metavar="FILE|JSON", help="A profile (its section `promote` is read), or the section itself as JSON.")
 @click.option("--evaluation", required=True, type=FILE, metavar="FILE", help="What `score` wrote.")
+@click.option("--samples", required=True, type=FILE, metavar="FILE", help="The scores of each sample, which `score` wrote.")
+@click.option("--leakage", required=True, type=FILE, metavar="FILE", help="What `audit` wrote.")
 @click.option("--report", type=FILE, metavar="FILE", help="Where to write the reasons, as Markdown.")
 @click.option("--verdict", type=FILE, metavar="FILE", help="Where to write `passed` or `failed`.")
 @click.option("--executor-input", metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs.")
-def command(*, evaluation: Path, report: Path | None, verdict: Path | None, executor_input: str | None) -> None:
-    """Say whether an evaluation shows that the model uses its inputs: every task's figures must fall clearly when the input is replaced.
+def command(*, config: str, evaluation: Path, samples: Path, leakage: Path, report: Path | None, verdict: Path | None,
+            executor_input: str | None) -> None:
+    """Say whether what was measured of a model passes the gates: those of `anymal promote` that need neither the registry nor a champion.
 
     A model that fails is no error: the exit status is 0, and a pipeline decides by the verdict.
     """
     from anymal.errors import DataError
-    from anymal.evaluation.report import verdicts
     from anymal.executor import write_executor_output
+    from anymal.gates import SECTION, judge_comparable, judge_measured, markdown, rules_of
+    from anymal.profile import read_settings
+    from anymal.promotion import read_evidence
 
-    try:
-        results = json.loads(evaluation.read_text(encoding="utf-8"))
-        found = [(clear, f"{modality}: {sentence}") for modality, tasks in sorted(results.items()) for clear, sentence in verdicts(modality, tasks)]
-    except FileNotFoundError as error:
-        raise DataError(f"--evaluation {evaluation}: no such file; run the stage score, or correct the path") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"--evaluation {evaluation}: is not what the stage score writes ({type(error).__name__}: {error}); run it again") from error
-    word = "passed" if found and all(clear for clear, _ in found) else "failed"
-    lines = [f"- {'✓' if clear else '✗'} {sentence}" for clear, sentence in found]
-    text = "\n".join([f"# Gate: {word}", "", *(lines or ["- ✗ the evaluation has no task"]), ""])
+    rules = rules_of(read_settings(config, SECTION))
+    files = {"evaluation.json": evaluation, "samples.jsonl": samples, "leakage.json": leakage}
+    for name, given in files.items():
+        if not given.is_file():
+            raise DataError(f"--{Path(name).stem} {given}: no such file; run the stage that writes it, or correct the path")
+    measured = read_evidence(files)
+    results = [*judge_measured(rules, measured), *judge_comparable(rules, measured)]
+    word = "passed" if all(result.passed for result in results) else "failed"
+    text = markdown(f"Gate: {word}", results)
     click.echo(text)
     for path, content in ((report, text), (verdict, word)):
         if path is not None:

@@ -77,6 +77,32 @@ class Ego4d:
                 yield Found(name, video, motion, captions=(said,), details={"start": round(time - seconds / 2, 3)})
 
 
+class Ego4dFiles:
+    """The files of that layout one by one, for evaluation, which cuts its own windows."""
+
+    def narrations(self, path: Path) -> Iterator[tuple[str, str, float | None, str | None]]:
+        """Id, video, seconds (None: it has no time) and sentence (None: see `clean`) of each narration of `narration.json`.
+
+        Raises:
+            DataError: as `read_narrations`.
+        """
+        for video, document in read_narrations(path):
+            for name, time, text in _narrations(video, document):
+                said = clean(text)
+                yield name, video, time, None if isinstance(said, Drop) else said
+
+    def recording(self, path: Path) -> np.ndarray:
+        """The recording in `VIDEO.csv`, as `read_recording` gives it.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        found = read_recording(path.parent, path.stem)
+        if isinstance(found, Drop):
+            raise DataError(f"{path}: {found.reason}" + (f" ({found.detail})" if found.detail else "") + f"; {REMEDY}")
+        return found
+
+
 def _narrations(video: str, document: Any) -> Iterator[tuple[str, float | None, str]]:
     """Name, time in seconds (None: it has none) and text of each narration of a video, in the order of the file."""
     for number, field in enumerate(PASSES, start=1):

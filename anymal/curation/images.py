@@ -6,7 +6,6 @@ sample sources hold PNGs of 623 megapixels in 3 MB.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import warnings
@@ -16,14 +15,12 @@ from typing import TYPE_CHECKING
 from anymal.curation.drops import Drop
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 RASTER_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 SUFFIXES = RASTER_SUFFIXES | {".svg"}
 MAX_SVG_BYTES = 4 * 2**20
 RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-FINGERPRINT_SIDE = 16
 _OUTSIDE = re.compile(rb"""(?:href\s*=\s*["']|url\(\s*["']?)\s*(?!#|data:image/(?:png|jpeg|gif);)[^"'\s)]""", re.IGNORECASE)
 _LICENCE_ONLY = re.compile(rb"<metadata.*?</metadata>|<(?:cc|rdf):.*?>|xmlns:?\w*\s*=\s*[\"'][^\"']*[\"']|<a\s[^>]*>", re.DOTALL | re.IGNORECASE)
 
@@ -162,24 +159,3 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return stream.getvalue()
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's size and pixels, in hexadecimal: equal for one picture saved in two formats."""
-    return hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """64-bit pHash of an image as 16 hexadecimal digits; similar pictures differ in few bits."""
-    import imagehash
-
-    return str(imagehash.phash(image))
-
-
-def fingerprint(image: Image.Image) -> np.ndarray:
-    """A 16×16 colour miniature, shape (768,) uint8: tells pictures apart that pHash, which sees no colour, confuses."""
-    import numpy as np
-    from PIL import Image
-
-    small = image.convert("RGB").resize((FINGERPRINT_SIDE, FINGERPRINT_SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.uint8).reshape(-1)

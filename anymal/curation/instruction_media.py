@@ -24,6 +24,7 @@ from anymal.curation.images import ImageLimits
 from anymal.data.manifest import sha256_of
 from anymal.data.shards import MAX_MEMBER_BYTES, Sample, read_shard, shard_paths
 from anymal.errors import DataError
+from anymal.media import likeness
 from anymal.progress import track
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ class _Converter:
             boxes = self._faces.boxes(image)
         image = FaceBlur.blur(image, boxes) if boxes else image
         return images.jpeg(image, jpeg_quality), {
-            "width": image.width, "height": image.height, "faces_blurred": len(boxes), "phash": images.perceptual_hash(image),
-            "fingerprint": images.fingerprint(image)}
+            "width": image.width, "height": image.height, "faces_blurred": len(boxes), "phash": likeness.perceptual_hash(image),
+            "fingerprint": likeness.miniature(image)}
 
     @staticmethod
     def _audio(path: Path, *, rate: int, max_seconds: float) -> tuple[bytes, dict[str, Any]] | Drop:
@@ -255,7 +256,7 @@ def _take(index: Index, sample: Sample, shard: Path, wanted: set[str], hashes: s
         from anymal.media.image import open_image
 
         image = open_image(io.BytesIO(sample.data), f"{shard}: {member}")
-        index.test_pictures.append((sample.key, images.perceptual_hash(image), images.fingerprint(image)))
+        index.test_pictures.append((sample.key, likeness.perceptual_hash(image), likeness.miniature(image)))
 
 
 def modality_of_member(member: str) -> str:

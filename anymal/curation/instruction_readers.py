@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from anymal.curation.drops import Drop
+from anymal.data.label_studio import form_fields, media_path, skipped
 from anymal.errors import DataError
 from anymal.model.modalities import modalities, placeholder
 
@@ -106,36 +106,17 @@ def _full(task: Mapping[str, Any]) -> Iterator[Raw]:
         return
     if not annotations and not drafts:
         yield Raw(f"{task['id']}", None, Drop("not_annotated"))
-    truths = [entry for entry in annotations if entry.get("ground_truth") is True and not _skipped(entry)]
+    truths = [entry for entry in annotations if entry.get("ground_truth") is True and not skipped(entry)]
     for number, entry in enumerate(annotations, start=1):
         name = f"{task['id']}-{entry.get('id', number)}"
-        if _skipped(entry):
+        if skipped(entry):
             yield Raw(name, None, Drop("skipped"))
         elif truths and entry.get("ground_truth") is not True:
             yield Raw(name, None, Drop("superseded", f"annotation {truths[0].get('id')} is the ground truth"))
         else:
-            yield _form(name, task["data"], _fields(entry.get("result")))
+            yield _form(name, task["data"], form_fields(entry.get("result")))
     for number, draft in enumerate(drafts, start=1):
         yield Raw(f"{task['id']}-draft-{draft.get('id', number)}", None, Drop("draft"))
-
-
-def _skipped(annotation: Mapping[str, Any]) -> bool:
-    return annotation.get("was_cancelled") is True
-
-
-def _fields(result: object) -> dict[str, list[object]] | None:
-    """Control -> the texts or choices that were entered; None if it is no result of Label Studio."""
-    if not isinstance(result, list):
-        return None
-    fields: dict[str, list[object]] = {}
-    for region in result:
-        value = region.get("value") if isinstance(region, dict) else None
-        if not isinstance(value, dict):
-            return None
-        for entered in (value.get("text"), value.get("choices")):
-            if entered is not None:
-                fields.setdefault(str(region.get("from_name")), []).extend(entered if isinstance(entered, list) else [entered])
-    return fields
 
 
 def _short(task: Mapping[str, Any]) -> Raw:
@@ -183,18 +164,6 @@ def _form(name: str, data: Mapping[str, Any], fields: Mapping[str, Sequence[obje
         said[0] = (number, "\n".join([*wanted, question]), answer)
     record["conversations"] = [{"from": role, "value": text} for _, question, answer in said for role, text in (("human", question), ("gpt", answer))]
     return Raw(name, record)
-
-
-def media_path(address: str) -> str:
-    """The path of a medium below the folder of media, for what Label Studio serves itself (local files, uploads); others stay as they are."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return address
-    if parts.path.endswith("/data/local-files/"):
-        return parse_qs(parts.query).get("d", [address])[0]
-    _, served, rest = parts.path.partition("/data/upload/")
-    return f"upload/{unquote(rest)}" if served else address
 
 
 READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {"llava": read_llava, "label_studio": read_label_studio}

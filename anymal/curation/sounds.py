@@ -23,6 +23,7 @@ from anymal.curation.keys import make_key
 from anymal.curation.sound_sources import READERS, Recording, Table
 from anymal.errors import ConfigError, DataError
 from anymal.media.audio import AudioError, open_audio, write_flac
+from anymal.media.likeness import ALIKE, BANDS, COMPARED, FRAMES, sound_correlation, sound_fingerprint
 from anymal.progress import track
 
 if TYPE_CHECKING:
@@ -52,12 +53,6 @@ REASONS: dict[str, str] = {
 }
 """In the order in which the rules are applied, each with the sentence that the report shows."""
 BLOCK = 2048
-BANDS, FRAMES = 16, 32
-COMPARED = 1.0
-"""Seconds after the start within which two sounds are compared."""
-ALIKE = 0.6
-"""Cosine of two fingerprints from which the waveforms themselves are compared. Copies at other levels were at 0.85 and more; of 274,000 pairs of
-drum samples 157 reached it."""
 
 
 @dataclass(frozen=True)
@@ -193,41 +188,7 @@ def take_sound(candidate: Candidate, target: Path, settings: SoundSettings) -> C
     target.write_bytes(data)
     whole = np.round(samples * 32768).astype(np.int32)
     return Clip(target, hashlib.sha256(data).hexdigest(), hashlib.sha256(whole.tobytes()).hexdigest(), len(samples) / rate, onset > 0, cut,
-                fingerprint(samples, rate))
-
-
-def fingerprint(samples: np.ndarray, rate: int) -> np.ndarray:
-    """How the energy of 16 bands moves against that of their neighbours in 32 frames of a second from the attack on (a tenth of the peak).
-
-    Signs, as in audio identification (Haitsma and Kalker, 2002): they do not change with level or format, and those of two recordings differ even
-    where the recordings sound alike. Cells without energy are 0.
-
-    Returns:
-        (512,) int8: -1, 0 or 1.
-    """
-    import numpy as np
-
-    hop = round(COMPARED * rate) // FRAMES
-    level = np.abs(samples)
-    samples = samples[int(np.argmax(level >= 0.1 * level.max())) :]
-    signal = np.pad(samples[: hop * (FRAMES + 2)], (0, max(0, hop * (FRAMES + 2) - len(samples))))
-    frames = np.stack([signal[hop * index : hop * (index + 2)] for index in range(FRAMES + 1)])
-    power = np.abs(np.fft.rfft(frames * np.hanning(2 * hop), axis=1)) ** 2
-    edges = np.geomspace(4, power.shape[1], BANDS + 2).astype(int)
-    bands = np.add.reduceat(power, edges[:-1], axis=1)
-    between = np.diff(bands, axis=1)
-    moved = np.sign(np.diff(between, axis=0))
-    heard = np.maximum(bands[1:, 1:], bands[:-1, 1:]) > 1e-6 * max(float(bands.max()), 1e-12)
-    return (moved * heard).astype(np.int8).ravel()
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Greatest normalised correlation of two sounds over all shifts, 0 to 1; opposite polarity counts as equal."""
-    import numpy as np
-
-    size = 1 << (len(first) + len(second)).bit_length()
-    product = np.fft.irfft(np.fft.rfft(first, size) * np.conj(np.fft.rfft(second, size)), size)
-    return float(np.abs(product).max() / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-12))
+                sound_fingerprint(samples, rate))
 
 
 def drop_duplicates(candidates: Sequence[Candidate], settings: SoundSettings) -> None:
@@ -254,7 +215,7 @@ def drop_duplicates(candidates: Sequence[Candidate], settings: SoundSettings) ->
 def _same(one: Candidate, two: Candidate, settings: SoundSettings) -> bool:
     assert one.clip is not None and two.clip is not None
     waves = [open_audio(clip.flac, clip.flac.name, rate=settings.rate, seconds=COMPARED) for clip in (one.clip, two.clip)]
-    return correlation(*waves) >= settings.same_correlation
+    return sound_correlation(*waves) >= settings.same_correlation
 
 
 def split_all(candidates: Sequence[Candidate], *, seed: int, val_fraction: float, test_fraction: float) -> None:

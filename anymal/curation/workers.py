@@ -16,6 +16,7 @@ from anymal.curation.drops import Drop
 from anymal.curation.images import ImageLimits
 from anymal.curation.scenes import Scene, render
 from anymal.errors import AnymalError
+from anymal.media import likeness
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,8 +141,8 @@ def _store(image: Any, target: Path, *, quality: int, faces: int = 0, cutout: Pa
     data = images.jpeg(image, quality)
     path = target.with_suffix(".jpg")
     path.write_bytes(data)
-    return Picture(path, image.width, image.height, hashlib.sha256(data).hexdigest(), images.pixel_hash(image), images.perceptual_hash(image),
-                   images.fingerprint(image), faces, cutout, cutout_size, colour)
+    return Picture(path, image.width, image.height, hashlib.sha256(data).hexdigest(), likeness.pixel_hash(image), likeness.perceptual_hash(image),
+                   likeness.miniature(image), faces, cutout, cutout_size, colour)
 
 
 def _mean_colour(image: Any) -> tuple[float, float, float]:

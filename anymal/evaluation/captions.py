@@ -1,4 +1,4 @@
-"""Caption metrics of the COCO evaluation (CIDEr-D, BLEU-4, ROUGE-L, METEOR) by `pycocoevalcap`, in a form that can be resampled.
+"""Caption metrics of the COCO evaluation (CIDEr-D, BLEU, ROUGE-L, METEOR, SPICE) by `pycocoevalcap`, in a form that can be resampled.
 
 The counts and matches come from pycocoevalcap and its METEOR 1.5 jar; only their closing formulas (from summed counts to a corpus score)
 are restated here, because a bootstrap needs them a thousand times. Tests hold them to pycocoevalcap's own corpus scores.
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ import numpy as np
 
 from anymal.errors import AnymalError
 from anymal.evaluation.bootstrap import Measure, mean_of, ratio
+from anymal.evaluation.spice import Spice
 
 NORMALISER = "Stanford PTBTokenizer 3.4.1, lower case, the COCO evaluation's punctuation removed (pycocoevalcap 1.2)"
 METRICS = ("cider_d", "bleu_4", "rouge_l", "meteor")
+"""What a task's own captions are scored by."""
+ALL_METRICS = ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor")
+"""What a benchmark's captions are scored by, besides SPICE_METRICS where SPICE can be run."""
+SPICE_METRICS = ("spice", "spider")
 JAVA_MEMORY = "-Xmx2G"
 TINY, SMALL = 1e-15, 1e-9
 """pycocoevalcap's guards against division by zero in BLEU."""
@@ -79,8 +85,8 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 class CaptionScorer:
     """Scores tokenised candidates against fixed references."""
 
-    def __init__(self, references: Sequence[Sequence[str]], meteor: Any) -> None:
-        """Take the tokenised references of each sample, and METEOR as `open_meteor` gives it.
+    def __init__(self, references: Sequence[Sequence[str]], meteor: Any, spice: Spice | None = None) -> None:
+        """Take the tokenised references of each sample, METEOR as `open_meteor` gives it, and SPICE if there is one (`open_spice`).
 
         Raises:
             AnymalError: if there are fewer than two samples (CIDEr-D weighs words by how many samples use them), or one has no reference.
@@ -92,28 +98,48 @@ class CaptionScorer:
             raise AnymalError(f"caption metrics: sample {empty[0]} has no reference caption; drop samples without captions before scoring")
         self._references = [list(group) for group in references]
         self._meteor = meteor
+        self._spice = spice
 
-    def measures(self, candidates: Sequence[str]) -> dict[str, Measure]:
-        """The four metrics of one tokenised candidate a sample, in the references' order.
+    def measures(self, candidates: Sequence[str], metrics: Sequence[str] = METRICS) -> dict[str, Measure]:
+        """Metrics of one tokenised candidate a sample, in the references' order.
 
-        CIDEr-D (scale 0 to 10, as pycocoevalcap gives it) and ROUGE-L are means of per-sample scores, with CIDEr-D's document
-        frequencies fixed from all references; BLEU-4 and METEOR (0 to 1) are corpus scores from added-up counts.
+        CIDEr-D (scale 0 to 10, as pycocoevalcap gives it), ROUGE-L, SPICE and SPIDEr (the mean of CIDEr-D and SPICE) are means of
+        per-sample scores, with CIDEr-D's document frequencies fixed from all references; BLEU and METEOR (0 to 1) are corpus scores from
+        added-up counts.
+
+        Args:
+            metrics: names among ALL_METRICS, and of SPICE_METRICS if SPICE was given.
 
         Raises:
-            AnymalError: if METEOR's Java process ends early.
+            AnymalError: if METEOR's or SPICE's Java process ends early.
         """
+        assert len(candidates) == len(self._references), f"{len(candidates)} candidates for {len(self._references)} samples"
+        found: dict[str, Measure] = {}
+        for metric in metrics:
+            if metric.startswith("bleu_"):
+                rows = next((m.rows for name, m in found.items() if name.startswith("bleu_")), None)
+                found[metric] = Measure(_bleu_rows(self._references, candidates) if rows is None else rows, BLEU[metric])
+            elif metric == "meteor":
+                found[metric] = Measure(self._meteor_rows(candidates), close_meteor)
+            elif metric == "spider":
+                parts = [found[part] if part in found else mean_of(self._scores(part, candidates)) for part in ("cider_d", "spice")]
+                found[metric] = mean_of((parts[0].per_sample() + parts[1].per_sample()) / 2)
+            else:
+                found[metric] = mean_of(self._scores(metric, candidates))
+        return found
+
+    def _scores(self, metric: str, candidates: Sequence[str]) -> np.ndarray:
+        """Per-sample scores of CIDEr-D, ROUGE-L or SPICE, shape (samples,)."""
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
 
-        assert len(candidates) == len(self._references), f"{len(candidates)} candidates for {len(self._references)} samples"
+        if metric == "spice":
+            assert self._spice is not None, "SPICE asked for without its jars"
+            return self._spice.scores(candidates, self._references)
         truth = dict(enumerate(self._references))
         said = {index: [candidate] for index, candidate in enumerate(candidates)}
-        return {
-            "cider_d": mean_of(np.asarray(Cider().compute_score(truth, said)[1], dtype=np.float64)),
-            "bleu_4": Measure(_bleu_rows(self._references, candidates), close_bleu_4),
-            "rouge_l": mean_of(np.asarray(Rouge().compute_score(truth, said)[1], dtype=np.float64)),
-            "meteor": Measure(self._meteor_rows(candidates), close_meteor),
-        }
+        scorer = {"cider_d": Cider, "rouge_l": Rouge}[metric]()
+        return np.asarray(scorer.compute_score(truth, said)[1], dtype=np.float64)
 
     def _meteor_rows(self, candidates: Sequence[str]) -> np.ndarray:
         """METEOR's match counts of each sample against its best reference, shape (samples, 23)."""
@@ -171,13 +197,17 @@ def _bleu_rows(references: Sequence[Sequence[str]], candidates: Sequence[str]) -
     return np.array(rows, dtype=np.float64)
 
 
-def close_bleu_4(sums: np.ndarray) -> np.ndarray:
-    """Corpus BLEU-4 from summed counts, shape (..., 10) -> (...), with pycocoevalcap's guards."""
-    guess, correct = sums[..., 2:6], sums[..., 6:10]
-    precision = np.prod((correct + TINY) / (guess + SMALL), axis=-1) ** 0.25
+def close_bleu(sums: np.ndarray, order: int) -> np.ndarray:
+    """Corpus BLEU of n-grams up to `order` (1 to 4) from summed counts, shape (..., 10) -> (...), with pycocoevalcap's guards."""
+    guess, correct = sums[..., 2 : 2 + order], sums[..., 6 : 6 + order]
+    precision = np.prod((correct + TINY) / (guess + SMALL), axis=-1) ** (1 / order)
     length = (sums[..., 0] + TINY) / (sums[..., 1] + SMALL)
     score: np.ndarray = precision * np.exp(np.minimum(0.0, 1.0 - 1.0 / length))
     return score
+
+
+BLEU: dict[str, Callable[[np.ndarray], np.ndarray]] = {f"bleu_{order}": partial(close_bleu, order=order) for order in range(1, 5)}
+close_bleu_4 = BLEU["bleu_4"]
 
 
 def close_meteor(sums: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError
-from anymal.evaluation.controls import even_sequence, stand_ins
+from anymal.evaluation.controls import even_sequence, most_similar, stand_ins
 from anymal.evaluation.names import canonical
-from anymal.evaluation.predict import Cell, Predictor, Record, group_of
+from anymal.evaluation.predict import SIMILAR, Cell, Predictor, Record, group_of
 from anymal.model.modalities import placeholder
 
 SHUFFLED = "shuffled"
@@ -22,9 +22,9 @@ def candidates(store: FeatureStore, kind: str) -> list[tuple[int, int]]:
 
 
 def predict_mixed(
-    predictor: Predictor, *, kinds: Mapping[str, str], question: str, samples: int, max_new_tokens: int, seed: int
+    predictor: Predictor, *, kinds: Mapping[str, str], question: str, samples: int, max_new_tokens: int, conditions: Sequence[str], seed: int
 ) -> tuple[list[Record], dict[str, list[str]], dict[str, int]]:
-    """Answers to one question about a medium of each modality, with all media right, all of another sample, each alone so, and all blank.
+    """Answers to one question about a medium of each modality, with all media right, all of another sample, each alone so, all blank, all similar.
 
     Samples are paired at random, their answers as even as can be and independent of each other; a stand-in always has another answer.
 
@@ -32,10 +32,11 @@ def predict_mixed(
         kinds: modality -> kind of its samples' questions whose answer the model has to name; in the predictor's order.
         question: asked of all; `{image}` and the like stand for the sample's own question of that kind, and `<image>` places a medium.
         samples: number of questions asked.
+        conditions: of `anymal.evaluation.controls.CONDITIONS`, the right input among them; shuffled brings `shuffled_MODALITY`, that medium alone.
 
     Returns:
-        One record a question (`question_id`, `keys`, `groups`, `shuffled_keys`, `references`: by modality; `question`, `prompt`,
-        `prediction` by condition), the answers that occur by modality, and how many samples each modality had to draw from.
+        One record a question (`question_id`, `keys`, `groups`, `shuffled_keys`, `similar_keys`, `references`: by modality; `question`, `prompt`;
+        `prediction` and `finish` by condition), the answers that occur by modality, and how many samples each modality had to draw from.
 
     Raises:
         DataError: if a modality has no question of its kind or one answer only, or two modalities share answers.
@@ -49,26 +50,29 @@ def predict_mixed(
     vocabulary = {modality: sorted(set(found)) for modality, found in answers.items()}
     _check_apart(vocabulary)
     chosen = {m: even_sequence(answers[m], samples, seed=seed, salt=salt) for salt, m in enumerate(kinds)}
-    others = {m: stand_ins(answers[m], [answers[m][i] for i in chosen[m]], seed=seed, salt=salt) for salt, m in enumerate(kinds)}
+    others: dict[str, dict[str, list[int]]] = {}
+    if SHUFFLED in conditions:
+        others[SHUFFLED] = {m: stand_ins(answers[m], [answers[m][i] for i in chosen[m]], seed=seed, salt=salt) for salt, m in enumerate(kinds)}
+    if SIMILAR in conditions:
+        alike = {m: _alike(predictor, m, places[m], answers[m]) for m in kinds}
+        others[SIMILAR] = {m: [alike[m][i] for i in chosen[m]] for m in kinds}
     template = predictor.template("pair", "question")
     records: list[Record] = []
     cells: list[dict[str, Cell]] = []
     for index in range(samples):
         right = {m: places[m][chosen[m][index]] for m in kinds}
-        other = {m: places[m][others[m][index]] for m in kinds}
+        stand_in = {name: {m: places[m][found[m][index]][0] for m in kinds} for name, found in others.items()}
         asked = _fill(question, {m: _entry(stores[m], right[m])["question"] for m in kinds})
-        cells.append(_conditions({m: row for m, (row, _) in right.items()}, {m: row for m, (row, _) in other.items()}, asked))
+        cells.append(_cells({m: row for m, (row, _) in right.items()}, stand_in, asked, conditions))
         metas = {m: stores[m].meta(row) for m, (row, _) in right.items()}
         records.append({
             "question_id": f"mixed-{index:05d}", "keys": {m: meta["key"] for m, meta in metas.items()},
             "groups": {m: group_of(meta) for m, meta in metas.items()}, "question": asked, "prompt": predictor.messages(template, asked),
             "references": {m: _entry(stores[m], right[m])["answer"] for m in kinds},
-            "shuffled_keys": {m: stores[m].meta(row)["key"] for m, (row, _) in other.items()},
+            **{f"{name}_keys": {m: stores[m].meta(row)["key"] for m, row in found.items()} for name, found in stand_in.items()},
         })  # fmt: skip
     _check_placed(predictor.modalities, records[0])
-    said = predictor.answers(template, [cell for by in cells for cell in by.values()], max_new_tokens=max_new_tokens, label="mixed answers")
-    for record, by in zip(records, cells, strict=True):
-        record["prediction"] = {condition: said[cell] for condition, cell in by.items()}
+    predictor.answer(template, records, cells, max_new_tokens=max_new_tokens, label="mixed answers")
     return records, vocabulary, {m: len({row for row, _ in places[m]}) for m in kinds}
 
 
@@ -82,11 +86,21 @@ def _entry(store: FeatureStore, place: tuple[int, int]) -> dict[str, str]:
     return entry
 
 
-def _conditions(right: Mapping[str, int], other: Mapping[str, int], question: str) -> dict[str, Cell]:
+def _alike(predictor: Predictor, modality: str, places: Sequence[tuple[int, int]], answers: Sequence[str]) -> list[int]:
+    """For each question of a modality the one with another answer whose medium is most alike."""
+    rows = sorted({row for row, _ in places})
+    place_of = {row: place for place, row in enumerate(rows)}
+    return most_similar(predictor.pooled(modality, rows), [{canonical(answer)} for answer in answers], rows=[place_of[row] for row, _ in places])
+
+
+def _cells(right: Mapping[str, int], stand_in: Mapping[str, Mapping[str, int]], question: str, conditions: Sequence[str]) -> dict[str, Cell]:
     """The media under each condition, in the modalities' order."""
-    rows: dict[str, tuple[int | None, ...]] = {"right": tuple(right.values()), SHUFFLED: tuple(other.values()), "blank": (None,) * len(right)}
-    rows |= {f"{SHUFFLED}_{name}": tuple(other[m] if m == name else row for m, row in right.items()) for name in right}
-    return {condition: (found, question) for condition, found in rows.items()}
+    rows: dict[str, tuple[int | None, ...]] = {"right": tuple(right.values()), "blank": (None,) * len(right)}
+    rows |= {name: tuple(found.values()) for name, found in stand_in.items()}
+    asked = {name: rows[name] for name in conditions}
+    for name, row in stand_in.get(SHUFFLED, {}).items():
+        asked[f"{SHUFFLED}_{name}"] = tuple(row if m == name else own for m, own in right.items())
+    return {condition: (found, question) for condition, found in asked.items()}
 
 
 def _fill(question: str, own: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 Per task (`caption`; `vqa` or `qa`), in `MODALITY/` ("mixed" for questions about several media): `TASK.jsonl` (one record a line, all
 conditions), the COCO or VQA reference files (`caption.references.json`; `qa.questions.json`, `qa.annotations.json`) and a result file a
 condition (`caption.right.json`: `[{image_id, caption}]`; `qa.right.json`: `[{question_id, answer}]`), where `image_id` is the sample's
-key whatever its modality. Beside them `previews/MODALITY/KEY.png`, `protocol.json` and `manifest.json`.
+key whatever its modality. Beside them `previews/MODALITY/KEY.png` (and `KEY.mp3` of sounds), `protocol.json` and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def read_predictions(folder: Path) -> tuple[dict[str, Any], dict[str, list[Recor
 def preview_path(folder: Path, modality: str, key: str) -> Path:
     """Where the picture of a medium is, if there is one."""
     return folder / FOLDER / modality / f"{key}.png"
+
+
+def sound_path(folder: Path, modality: str, key: str) -> Path:
+    """Where the sound of a medium is, if it has one and there is a picture of it."""
+    return preview_path(folder, modality, key).with_suffix(".mp3")
 
 
 def _caption_files(task: str, records: list[Record]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from anymal.data.shards import read_shard, shard_paths
 from anymal.errors import DataError
 from anymal.evaluation.names import Vocabulary, words
 from anymal.evaluation.vqa import vqa_accuracy
+from anymal.media import audio
 
 if TYPE_CHECKING:
     from anymal.model.encoders import Encoder
@@ -86,7 +87,7 @@ def choose(
 
 
 def draw_previews(encoder: Encoder, store: FeatureStore, shards: Path, keys: Iterable[str], folder: Path, *, split: str) -> None:
-    """Write `KEY.png` for samples of a split's shards, one medium in memory at a time.
+    """Write `KEY.png` for samples of a split's shards, and `KEY.mp3` of sounds, one medium in memory at a time.
 
     Raises:
         DataError: if a sample is not in the shards, or is there with another medium than the features were made from.
@@ -94,7 +95,7 @@ def draw_previews(encoder: Encoder, store: FeatureStore, shards: Path, keys: Ite
     asked = set(keys)
     wanted = {meta["key"]: meta.get("sha256") for row in range(len(store)) if (meta := store.meta(row))["key"] in asked}
     missing = set(wanted)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in shard_paths(shards, split) if wanted else []:
         for sample in read_shard(path):
             if sample.key not in wanted:
@@ -103,6 +104,8 @@ def draw_previews(encoder: Encoder, store: FeatureStore, shards: Path, keys: Ite
                 raise DataError(f"{path}: sample {sample.key} is another medium than the one that the features were made from; run encode again")
             medium = encoder.read(io.BytesIO(sample.data), f"{path}: {sample.key}.{sample.extension}")
             (folder / f"{sample.key}.png").write_bytes(encoder.picture(medium))
+            if encoder.modality == "audio":
+                (folder / f"{sample.key}.mp3").write_bytes(audio.preview(io.BytesIO(sample.data), f"{path}: {sample.key}.{sample.extension}"))
             missing.discard(sample.key)
     if missing:
         raise DataError(f"{shards}: holds no sample {min(missing)} (and {len(missing) - 1} more) in split {split}; the features were made from "

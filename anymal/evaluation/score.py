@@ -1,4 +1,7 @@
-"""From predictions folders alone to the figures of `results/evaluate.json`: modality -> task -> figure -> {value, low, high, n}."""
+"""From predictions folders alone to the figures of `results/evaluate.json`: modality -> task -> figure -> {value, low, high, n}.
+
+Beside the modalities stands `benchmarks`: benchmark -> figure, scored by `anymal.evaluation.benchmarks`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,16 @@ import numpy as np
 
 from anymal.errors import DataError
 from anymal.evaluation import captions, names, vqa
-from anymal.evaluation.bootstrap import Measure, figures, mean_of, ratio
+from anymal.evaluation.benchmarks.scoring import needs_meteor, score_benchmarks
+from anymal.evaluation.bootstrap import Measure, SampleRow, figures, mean_of, ratio
 from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.predictions import PROTOCOL, read_predictions
 from anymal.evaluation.protocol import interval_note
+from anymal.evaluation.rates import rates
+from anymal.evaluation.spice import open_spice
 
 DECIMALS = 6
+BENCHMARKS = "benchmarks"
 MAJORITY = "majority"
 BASELINE = "baseline"
 """What another model says of the same samples with the right inputs."""
@@ -30,38 +37,59 @@ Conditions = Mapping[str, Mapping[str, Measure]]
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures, and modality -> task -> records with what each of them scored (`scores`: condition -> metric -> number)."""
+    """What `score_all` found."""
 
     results: dict[str, dict[str, Any]]
+    """The figures."""
     records: dict[str, dict[str, list[Record]]]
+    """Modality -> task -> records with what each of them scored (`scores`: condition -> metric -> number)."""
+    samples: list[SampleRow]
+    """What each record and each sample of a benchmark scored with the right input: what a paired comparison with another model needs."""
 
 
 Read = dict[str, tuple[Path, dict[str, Any], dict[str, list[Record]]]]
 """Modality -> its predictions folder, protocol and records by task."""
 
 
-def score_all(folders: Sequence[Path], baselines: Sequence[Path] = (), *, resamples: int, seed: int) -> tuple[Scores, dict[str, Path]]:
+def score_all(
+    folders: Sequence[Path], baselines: Sequence[Path] = (), benchmarks: Sequence[Path] = (), *, resamples: int, seed: int,
+    spice: Path | None = None,
+) -> tuple[Scores, dict[str, Path]]:
     """Score several predictions folders; also says which modality's predictions are where.
 
     Args:
         baselines: predictions of another model for the same samples, of any of the modalities; they become the condition `baseline`, so that
             each gap to it is paired.
+        benchmarks: folders of the stage benchmark.
+        spice: folder with the jars of SPICE, for the captions of benchmarks; None leaves it out.
 
     Raises:
-        AnymalError: as `score_predictions`, and if two folders hold the same modality, a baseline does not match, or captions are to be scored
-            and Java is missing.
+        AnymalError: as `score_predictions`, `score_benchmarks` and `open_spice`, and if two folders hold the same modality, a baseline does not
+            match, or captions are to be scored and Java is missing.
     """
+    jars = open_spice(spice)
     read = _read_all(folders)
     for modality, (folder, _, records) in _read_all(baselines).items():
         if modality not in read:
             raise DataError(f"{folder}: is a baseline of {modality}, which --predictions lacks; leave it out")
         _join_baseline(read[modality][2], records, folder)
-    results, scored = {}, {}
-    with captions.open_meteor() if any("caption" in records for _, _, records in read.values()) else nullcontext() as meteor:
+    options = {"resamples": resamples, "seed": seed}
+    results: dict[str, Any] = {}
+    captioned = any("caption" in records for _, _, records in read.values()) or needs_meteor(benchmarks)
+    with captions.open_meteor() if captioned else nullcontext() as meteor:
         for modality, (_, protocol, records) in sorted(read.items()):
-            results[modality] = score_predictions(protocol, records, meteor=meteor, resamples=resamples, seed=seed)
-            scored[modality] = records
-    return Scores(results, scored), {modality: folder for modality, (folder, _, _) in sorted(read.items())}
+            results[modality] = score_predictions(protocol, records, meteor=meteor, **options)
+        measured, samples = score_benchmarks(benchmarks, meteor=meteor, spice=jars, **options)
+    if measured:
+        results[BENCHMARKS] = measured
+    scored = {modality: records for modality, (_, _, records) in sorted(read.items())}
+    rows = [row for modality, tasks in scored.items() for task, entries in tasks.items() for row in _rows(f"{modality}.{task}", entries)]
+    return Scores(results, scored, [*rows, *samples]), {modality: folder for modality, (folder, _, _) in sorted(read.items())}
+
+
+def _rows(branch: str, records: Sequence[Record]) -> list[SampleRow]:
+    return [{"branch": branch, "id": _name(record), "group": " + ".join(record["groups"].values()) if "groups" in record else record["group"],
+             "scores": {metric: round(value, DECIMALS) for metric, value in record["scores"]["right"].items()}} for record in records]  # fmt: skip
 
 
 def _read_all(folders: Sequence[Path]) -> Read:
@@ -83,7 +111,7 @@ def _join_baseline(records: Mapping[str, list[Record]], others: Mapping[str, lis
             raise DataError(f"{folder}: its {task} records are of other samples than the predictions to compare it with; evaluate both models "
                             "with the same knobs")
         for record in records[task]:
-            for field in ("prediction", "nll"):
+            for field in ("prediction", "finish", "nll"):
                 if field in record:
                     record[field][BASELINE] = known[_name(record)][field]["right"]
 
@@ -108,6 +136,8 @@ def score_predictions(
         described = protocol["tasks"][task]
         if not entries:
             raise DataError(f"{protocol['modality']}/{task}.jsonl: holds no record, though {PROTOCOL} names the task; run evaluate again")
+        if "finish" not in entries[0]:
+            raise DataError(f"{protocol['modality']}/{task}.jsonl: does not say how answers ended (`finish`); run evaluate again")
         options = {"resamples": resamples, "seed": seed}
         if task == "caption":
             found = _captions(entries, described["vocabulary"], meteor, **options)
@@ -120,13 +150,14 @@ def score_predictions(
         if task != "caption" and "key" in entries[0]:
             samples, together = len({record["key"] for record in entries}), "whole samples, each with all questions about it"
         note = interval_note(resamples=resamples, seed=seed, samples=samples, groups=groups, together=together)
+        found["rates"] = {c: rates([r["prediction"][c] for r in entries], [r["finish"][c] for r in entries]) for c in _conditions(entries)}
         tasks[task] = {**found, "groups": groups, "prompt": described["prompt"], "protocol": f"{described['protocol']}; {note}"}
     rounded: dict[str, Any] = _rounded(tasks)
     return rounded
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
-    """Right, shuffled and blank, then those that only some tasks have."""
+    """Those that all tasks may have in their order, then those that only some have."""
     said = records[0]["prediction"]
     return [*(name for name in CONDITIONS if name in said), *sorted(set(said) - set(CONDITIONS))]
 
@@ -190,8 +221,10 @@ def label_figures(records: list[Record], vocabulary: Sequence[str], *, resamples
     _note_scores(having, conditions)
     result = _block(conditions, n=len(having), resamples=resamples, seed=seed)
     result |= _by("label", [record["label"] for record in having], conditions, resamples=resamples, seed=seed)
-    same = sum(record["label"] == record["shuffled_label"] for record in having)
-    return result | {"normaliser": f"{CLASS}: {names.NORMALISER}", "shuffled_of_the_same_label": same}
+    result["normaliser"] = f"{CLASS}: {names.NORMALISER}"
+    if "shuffled_label" in having[0]:
+        result["shuffled_of_the_same_label"] = sum(record["label"] == record["shuffled_label"] for record in having)
+    return result
 
 
 def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

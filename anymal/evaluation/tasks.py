@@ -14,8 +14,8 @@ Described = dict[str, Any]
 
 
 def run_captions(
-    predictor: Predictor, *, kinds: Sequence[str] | None, limit: int | None, scored_references: int, max_new_tokens: int, seed: int, split: str,
-    llm: str,
+    predictor: Predictor, *, kinds: Sequence[str] | None, limit: int | None, scored_references: int, max_new_tokens: int,
+    conditions: Sequence[str], seed: int, split: str, llm: str,
 ) -> tuple[list[Record], Described]:
     """See `predict_captions`.
 
@@ -23,31 +23,33 @@ def run_captions(
         llm: the LLM and its precision, in words.
     """
     records, available = predict_captions(
-        predictor, kinds=kinds, limit=limit, scored_references=scored_references, max_new_tokens=max_new_tokens, seed=seed)
+        predictor, kinds=kinds, limit=limit, scored_references=scored_references, max_new_tokens=max_new_tokens,
+        conditions=conditions, seed=seed)
     labels = label_vocabulary(predictor.store)
     text = caption_protocol(
         samples=len(records), available=available, kinds=kinds, labels=len(labels), split=split, seed=seed, llm=llm,
-        max_new_tokens=max_new_tokens, scored_references=scored_references)
+        max_new_tokens=max_new_tokens, scored_references=scored_references, conditions=conditions)
     return records, {"prompt": prompt_text(predictor.messages(predictor.template("caption"))), "protocol": text, "vocabulary": labels or None}
 
 
 def run_questions(
-    predictor: Predictor, *, limit: int | None, max_new_tokens: int, seed: int, split: str, llm: str
+    predictor: Predictor, *, limit: int | None, max_new_tokens: int, conditions: Sequence[str], seed: int, split: str, llm: str
 ) -> tuple[list[Record], Described]:
     """See `predict_answers`.
 
     Args:
         llm: the LLM and its precision, in words.
     """
-    records, available = predict_answers(predictor, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
+    records, available = predict_answers(predictor, limit=limit, max_new_tokens=max_new_tokens, conditions=conditions, seed=seed)
     text = question_protocol(
         questions=len(records), available=available, samples=len({record["key"] for record in records}), split=split, seed=seed, llm=llm,
-        max_new_tokens=max_new_tokens)
+        max_new_tokens=max_new_tokens, conditions=conditions)
     return records, {"prompt": prompt_text(predictor.messages(predictor.template("question"))), "protocol": text, "vocabulary": None}
 
 
 def run_mixed(
-    predictor: Predictor, *, kinds: Mapping[str, str], question: str, samples: int, max_new_tokens: int, seed: int, split: str, llm: str
+    predictor: Predictor, *, kinds: Mapping[str, str], question: str, samples: int, max_new_tokens: int, conditions: Sequence[str], seed: int,
+    split: str, llm: str,
 ) -> tuple[list[Record], Described]:
     """See `predict_mixed`.
 
@@ -55,8 +57,8 @@ def run_mixed(
         llm: the LLM and its precision, in words.
     """
     records, answers, available = predict_mixed(
-        predictor, kinds=kinds, question=question, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+        predictor, kinds=kinds, question=question, samples=samples, max_new_tokens=max_new_tokens, conditions=conditions, seed=seed)
     text = mixed_protocol(
         questions=len(records), available=available, kinds=kinds, answers={modality: len(found) for modality, found in answers.items()},
-        split=split, seed=seed, llm=llm, max_new_tokens=max_new_tokens)
+        split=split, seed=seed, llm=llm, max_new_tokens=max_new_tokens, conditions=conditions)
     return records, {"prompt": prompt_text(mixed_messages(predictor, question)), "protocol": text, "vocabulary": answers}

@@ -1,6 +1,7 @@
 """VQA accuracy as its authors define it: the answer normaliser and the leave-one-out agreement with the annotators.
 
-Source: Antol et al. 2015 (VQA) and the rules published at https://visualqa.org/evaluation.html.
+Source: Antol et al. 2015 (VQA) and the rules published at https://visualqa.org/evaluation.html. Evaluations in use apply these rules in ways
+that give different figures, so each has a name here (`VARIANTS`) and stands beside its figures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ NORMALISER = (
     "VQA answer normalisation (visualqa.org/evaluation): lower case; full stops that end no number part, and punctuation, removed; "
     "number words zero to ten as digits; articles removed; apostrophes of contractions restored; applied to answers and references alike"
 )
+
+VARIANTS = {
+    "published": NORMALISER,
+    "vqa_eval": (
+        "the official script (GT-Vision-Lab/VQA, VQAEval): outer white space removed; then, only where the annotators' answers differ, answer and "
+        "references normalised by the published rules; where all of them agree the answer must be theirs to the letter; no more than 32 full "
+        "stops are removed; its table of contractions"
+    ),
+    "evalai": (
+        "EvalAIAnswerProcessor (MMF, LLaVA, lmms-eval): lower case, commas and question marks removed, 's parted from its word, then the published "
+        "rules with the official script's limit and table; applied to answers and references alike, always"
+    ),
+}
+"""How answers are normalised, by name. "published" is what a task's own answers are scored by."""
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {
@@ -42,6 +57,10 @@ def _contractions() -> dict[str, str]:
 
 
 CONTRACTIONS = _contractions()
+OFFICIAL_CONTRACTIONS = {short: word for short, word in CONTRACTIONS.items() if short != "somebodyd"} | {"somebody'd": "somebodyd"}
+"""The official table has one pair the wrong way round."""
+MOST_STOPS = 32
+"""The official script passes a flag of `re` where `sub` takes the number of replacements."""
 
 
 def normalise_answer(answer: str) -> str:
@@ -50,13 +69,20 @@ def normalise_answer(answer: str) -> str:
     A punctuation mark becomes a space between letters (`black/white`), and nothing where it stands beside a space, or when the
     answer holds a number with thousands separators (`1,000`).
     """
-    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    words = (NUMBERS.get(word, word) for word in STOP.sub("", _without_marks(_outer(answer))).lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def _outer(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_marks(text: str) -> str:
     kept = text
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         kept = kept.replace(mark, "" if beside_space or THOUSANDS.search(text) else " ")
-    words = (NUMBERS.get(word, word) for word in STOP.sub("", kept).lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return kept
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -72,11 +98,53 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError("vqa_accuracy needs at least one reference answer")
     said = normalise_answer(prediction)
-    matches = [normalise_answer(answer) == said for answer in answers]
+    return _agreement([normalise_answer(answer) == said for answer in answers])
+
+
+def _agreement(matches: Sequence[bool]) -> float:
     if len(matches) == 1:
         return float(matches[0])
     total = sum(matches)
     return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)
+
+
+def answer_accuracy(prediction: str, answers: Sequence[str], *, variant: str) -> float:
+    """Accuracy of one predicted answer, 0 to 1, by the leave-one-out rule of `vqa_accuracy`, with a named normalisation.
+
+    Annotators are left out one at a time. The official script leaves out every entry of the file that equals the one in turn, which is the
+    same where entries have an `answer_id`, as those of VQA and OK-VQA have.
+
+    Args:
+        answers: the annotators' answers as the file has them: 10 in VQA, VizWiz and TextVQA, and in OK-VQA 5 that stand twice each.
+        variant: a name of VARIANTS.
+
+    Raises:
+        ValueError: if there is no reference answer.
+    """
+    assert variant in VARIANTS, f"variant {variant}"
+    if variant == "published":
+        return vqa_accuracy(prediction, answers)
+    if not answers:
+        raise ValueError("answer_accuracy needs at least one reference answer")
+    if variant == "evalai":
+        said, truths = _evalai(prediction), [_evalai(answer) for answer in answers]
+    else:
+        said, truths = _outer(prediction), [_outer(answer) for answer in answers]
+        if len(set(truths)) > 1:
+            said, truths = _official(said), [_official(answer) for answer in truths]
+    return _agreement([truth == said for truth in truths])
+
+
+def _official(answer: str) -> str:
+    """`processPunctuation` and `processDigitArticle` of the official script, of an answer without outer white space."""
+    kept = _without_marks(answer)
+    words = (NUMBERS.get(word, word) for word in STOP.sub("", kept, count=MOST_STOPS).lower().split())
+    return " ".join(OFFICIAL_CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def _evalai(answer: str) -> str:
+    """EvalAIAnswerProcessor: a word's 's becomes a word of its own, and no comma is left to part thousands by."""
+    return _official(_outer(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()))
 
 
 def majority_answers(kinds: Sequence[str], answers: Sequence[str]) -> dict[str, str]:

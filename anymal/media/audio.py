@@ -1,4 +1,4 @@
-"""Sounds: decoded within limits to mono samples at one rate, stored as FLAC, drawn as spectrograms."""
+"""Sounds: decoded within limits to mono samples at one rate, stored as FLAC, drawn as spectrograms, made small for pages."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ MAX_CHANNELS = 8
 RATES = (1_000, 384_000)
 """Lowest and highest sampling rate, in Hz."""
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".m4a", ".webm"})
+PREVIEW_RATE, PREVIEW_SECONDS, PREVIEW_BITS = 24_000, 10, 32_000
+"""In Hz, seconds, and bits a second: at most 40 KB, and every browser plays it."""
 _FORMATS = "wav,w64,aiff,flac,ogg,mp3,caf,au,mov,matroska,webm"
 """Containers that are tried. Play lists and scripts, which make FFmpeg open other files and addresses, are not among them."""
 
@@ -174,6 +176,32 @@ def write_flac(samples: np.ndarray, rate: int) -> bytes:
         for start in range(0, len(whole), block):
             frame = av.AudioFrame.from_ndarray(whole[None, start : start + block], format="s16", layout="mono")
             frame.sample_rate, frame.pts = rate, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def preview(source: Path | BinaryIO, name: str) -> bytes:
+    """A small MP3 of the beginning of a sound, for people to hear; the same bytes for the same file.
+
+    Raises:
+        AudioError: as `open_audio`.
+    """
+    import av
+
+    samples = open_audio(source, name, rate=PREVIEW_RATE, seconds=PREVIEW_SECONDS)
+    target = io.BytesIO()
+    # Neither tags nor the header with the encoder's version: its upgrade would change the bytes.
+    options = {"fflags": "+bitexact", "id3v2_version": "0", "write_xing": "0"}
+    with av.open(target, "w", format="mp3", container_options=options) as container:
+        stream = container.add_stream("libmp3lame", rate=PREVIEW_RATE, layout="mono", format="fltp")
+        stream.bit_rate = PREVIEW_BITS
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        stream.codec_context.open()
+        block = stream.codec_context.frame_size
+        for start in range(0, len(samples), block):
+            frame = av.AudioFrame.from_ndarray(samples[None, start : start + block], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = PREVIEW_RATE, start
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return target.getvalue()

@@ -27,6 +27,8 @@ MAX_BYTES = 500_000_000
 MAX_SECONDS = 600
 MAX_PIXELS = 10_000_000
 """Per frame: 4K passes, 8K does not."""
+PART_SIDE, PART_RATE = 640, 8
+"""Longest side in pixels and frames a second of parts that are cut out of videos."""
 MAX_FRAMES = 40_000
 """In the whole video: ten minutes at 60 frames a second and a reserve."""
 
@@ -121,6 +123,23 @@ def to_clip(source: Path | BinaryIO, name: str, *, side: int, rate: int, min_sid
             raise UnusableVideo("not_a_video", f"{name}: none of its frames can be decoded; {_REMEDY}")
         data = write_mp4(_chain(first, pictures), rate)
     return Clip(data, first.width, first.height, count, count / rate)
+
+
+def cut_video(source: Path | BinaryIO, name: str, *, start: float, end: float) -> bytes:
+    """The part of a video between two moments (seconds from its beginning) as a video of its own, scaled to `PART_SIDE` and `PART_RATE`.
+
+    Raises:
+        UnusableVideo: as `open_video`, and if the video ends before the part begins.
+    """
+    with _file(source, name) as file:
+        timeline = _scan(file, name)
+        until = min(end, timeline.seconds)
+        if not 0 <= start < until:
+            raise UnusableVideo("too_short", f"{name}: lasts {timeline.seconds:.2f} s, and the part from {start:g} s to {end:g} s is asked for; "
+                                             "give the whole video")
+        count = max(2, round((until - start) * PART_RATE))
+        moments = [timeline.times[0] + (Fraction(start) + Fraction(index, PART_RATE)) / timeline.base for index in range(count)]
+        return write_mp4(_scaled(_upright_at(file, name, moments), name, PART_SIDE, 2), PART_RATE)
 
 
 def write_mp4(frames: Iterable[Image.Image], rate: int) -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,15 @@ class TokenLosses:
     """(target tokens of the whole batch,), float32."""
     lengths: list[int]
     """Target tokens of each sample."""
+
+
+class Completion(NamedTuple):
+    """What was generated after a prompt."""
+
+    text: str
+    """Without the end of turn, stripped of surrounding white space."""
+    finish: Literal["stop", "length"]
+    """Whether the end of turn was generated, or the greatest number of tokens came first."""
 
 
 class AnyMAL(nn.Module):
@@ -193,36 +203,53 @@ class AnyMAL(nn.Module):
             answered.append(spans)
         return rows, answered
 
-    @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], targets: Sequence[str], *, batch_size: int, progress: str | None = None) -> list[tuple[float, int]]:
         """Summed negative log-likelihood (nats, end of turn included) and number of tokens of each target given its prompt."""
+        found = dict(pair for batch in self.losses(prompts, targets, batch_size=batch_size, progress=progress) for pair in batch)
+        return [found[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def losses(self, prompts: Sequence[Prompt], targets: Sequence[str], *, batch_size: int, progress: str | None = None
+               ) -> Iterator[list[tuple[int, tuple[float, int]]]]:
+        """What `score` returns, batch by batch as it is computed, longest first: (place of the prompt, (nats, tokens)).
+
+        Without the prompts of the first batches, the others come in the same batches as with them.
+        """
         samples, ids = [self.tokenize(prompt) for prompt in prompts], [self.target_ids(target) for target in targets]
-        results: list[tuple[float, int]] = [(0.0, 0)] * len(samples)
         lengths = [self.length(s) + len(t) for s, t in zip(samples, ids, strict=True)]
         self.check_fits(lengths, 0)
         for rows in self._batches(lengths, batch_size, progress):
             losses = self.token_losses([samples[i] for i in rows], [ids[i] for i in rows])
-            for i, part in zip(rows, losses.values.split(losses.lengths), strict=True):
-                results[i] = (float(part.double().sum()), len(part))
-        if not all(torch.isfinite(torch.tensor(total)) for total, _ in results):
-            raise NumericalError("scoring gave a value that is not finite; the projector's weights are damaged or the dtype is too narrow")
-        return results
+            found = [(i, (float(part.double().sum()), len(part))) for i, part in zip(rows, losses.values.split(losses.lengths), strict=True)]
+            if not all(math.isfinite(nats) for _, (nats, _) in found):
+                raise NumericalError("scoring gave a value that is not finite; the projector's weights are damaged or the dtype is too narrow")
+            yield found
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int, progress: str | None = None) -> list[str]:
         """Greedy answers, without the end of turn and stripped of surrounding white space."""
+        return [said.text for said in self.complete(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)]
+
+    def complete(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int, progress: str | None = None) -> list[Completion]:
+        """Greedy answers, each with how it ended."""
+        batches = self.completions(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+        found = dict(pair for batch in batches for pair in batch)
+        return [found[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def completions(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int, progress: str | None = None
+                    ) -> Iterator[list[tuple[int, Completion]]]:
+        """What `complete` returns, batch by batch as it is generated, longest prompts first: (place of the prompt, completion).
+
+        Without the prompts of the first batches, the others come in the same batches as with them.
+        """
         samples = [self.tokenize(prompt) for prompt in prompts]
-        answers = [""] * len(samples)
         lengths = [self.length(s) for s in samples]
         self.check_fits(lengths, max_new_tokens)
         for rows in self._batches(lengths, batch_size, progress):
-            texts = self._generate([samples[i] for i in rows], max_new_tokens)
-            for i, text in zip(rows, texts, strict=True):
-                answers[i] = text
-        return answers
+            yield list(zip(rows, self._generate([samples[i] for i in rows], max_new_tokens), strict=True))
 
-    def _generate(self, samples: Sequence[Pieces], max_new_tokens: int) -> list[str]:
-        """Answers of one batch; what all prompts begin with goes through the LLM once, the padding follows it."""
+    def _generate(self, samples: Sequence[Pieces], max_new_tokens: int) -> list[Completion]:
+        """Completions of one batch; what all prompts begin with goes through the LLM once, the padding follows it."""
         shared = self._shared_prefix(samples)
         rows = self._embed_prompts(samples, [len(shared)] * len(samples))
         longest = max(map(len, rows))
@@ -233,7 +260,9 @@ class AnyMAL(nn.Module):
         cache = self._prefixes.get(shared, len(rows)) if shared else None
         out = self.llm.generate(inputs_embeds=batch, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
                                 eos_token_id=self.end_of_turn, pad_token_id=self.end_of_turn)
-        return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
+        ended = (out == self.end_of_turn).any(dim=1).tolist()
+        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        return [Completion(text.strip(), "stop" if stopped else "length") for text, stopped in zip(texts, ended, strict=True)]
 
     def _batches(self, lengths: Sequence[int], batch_size: int, progress: str | None) -> Any:
         """Rows in batches of like length, longest first (so that memory peaks at once)."""

@@ -1,19 +1,21 @@
-"""Let the model describe and answer about held-out media, and the same with another sample's input and a blank one."""
+"""Let the model describe and answer about held-out media, and the same with inputs that are wrong, empty, or wrong but similar."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from anymal.model.modalities import ModalityName, modalities
-from anymal.stage import Config, In, Ins, Out, per_modality
+from anymal.stage import Config, In, Ins, Out, per_modality, resumable
 
 if TYPE_CHECKING:
     from anymal.evaluation.predict import Record
 
 SPLIT = "test"
 MIXED = "mixed"
+STATE = "state"
 
 
 def _known(name: str) -> str:
@@ -74,6 +76,8 @@ class EvaluateConfig(Config):
     questions: int | None = Field(gt=1)
     answer_max_new_tokens: int | None = Field(gt=0)
     mixed: MixedConfig | None
+    conditions: list[Literal["right", "shuffled", "blank", "similar"]]
+    """Inputs to measure with; a baseline needs `right` alone."""
     previews: int = Field(ge=0, le=1000)
     """Media to draw as the encoder sees them, for the report: wrong ones of each kind first."""
 
@@ -84,6 +88,8 @@ class EvaluateConfig(Config):
             raise ValueError(f"tasks: {min(wrong)} is no task of {self.modality}; it has {'qa' if self.modality == MIXED else f'caption, {named}'}")
         if (self.modality == MIXED) != (self.mixed is not None):
             raise ValueError(f"mixed must {'name the question and its parts' if self.mixed is None else 'be null'} where modality = {self.modality}")
+        if "right" not in self.conditions or len(set(self.conditions)) < len(self.conditions):
+            raise ValueError(f"conditions = {', '.join(self.conditions) or 'none'}: name right, and each of the others at most once")
         needed = [*(["caption_scored_references", "caption_max_new_tokens"] if "caption" in self.tasks else []),
                   *(["answer_max_new_tokens"] if {"vqa", "qa"} & set(self.tasks) else [])]  # fmt: skip
         if missing := [name for name in needed if getattr(self, name) is None]:
@@ -91,23 +97,30 @@ class EvaluateConfig(Config):
         return self
 
 
+@resumable
 @per_modality
 def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards: Ins, assets: In, predictions: Out) -> None:
-    """Write what the model says of held-out media, right, shuffled and blank, and pictures of what it was shown."""
+    """Write what the model says of held-out media under each condition, and pictures of what it was shown; resumable by sample."""
+    from anymal.evaluation.controls import CONDITIONS
     from anymal.evaluation.inputs import match_inputs
     from anymal.evaluation.predict import Predictor
     from anymal.evaluation.predictions import write_predictions
     from anymal.evaluation.previews import FOLDER, choose, draw_previews
     from anymal.evaluation.protocol import llm_note
+    from anymal.evaluation.recorded import RecordedModel
     from anymal.evaluation.tasks import run_captions, run_mixed, run_questions
     from anymal.model.anymal import load_anymal
 
     wanted = [config.modality] if config.mixed is None else [part.modality for part in config.mixed.parts]
     inputs = match_inputs(checkpoints, features, shards, wanted=wanted, split=SPLIT)
     model = load_anymal(assets, checkpoints, dtype=config.dtype, quantization=config.quantization, attention=config.attention, merge=config.merge)
-    predictor = Predictor(model, {modality: entry.store for modality, entry in inputs.items()}, batch_size=config.batch_size)
+    state = predictions / STATE
+    state.mkdir(parents=True, exist_ok=True)
+    stores = {modality: entry.store for modality, entry in inputs.items()}
+    predictor = Predictor(RecordedModel(model, state / "answers.jsonl"), stores, batch_size=config.batch_size)
     llm = llm_note(model.metadata[wanted[0]]["llm"], config.dtype, config.quantization)
-    shared: dict[str, Any] = {"seed": config.seed, "split": SPLIT, "llm": llm}
+    conditions = [name for name in CONDITIONS if name in config.conditions]
+    shared: dict[str, Any] = {"conditions": conditions, "seed": config.seed, "split": SPLIT, "llm": llm}
     records: dict[str, list[Record]] = {}
     described: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(config.tasks):
@@ -127,6 +140,7 @@ def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards:
     for modality, keys in choose(records, known, modality=config.modality, limit=config.previews, seed=config.seed).items():
         source = inputs[modality]
         draw_previews(model.encoder(modality), source.store, source.shards, keys, predictions / FOLDER / modality, split=SPLIT)
+    shutil.rmtree(state)
     write_predictions(predictions, config.modality, records, {"seed": config.seed, "tasks": described})
 
 

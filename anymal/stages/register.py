@@ -41,15 +41,26 @@ class RegisterConfig(Config):
     def _not_reserved(cls, alias: str) -> str:
         if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
             raise ValueError("MLflow keeps 'latest' and 'v1', 'v2', … for itself; take another name, such as 'candidate'")
+        if alias == "champion":
+            raise ValueError("only `anymal promote` makes a champion; take another name, such as 'candidate'")
         return alias
+
+    @field_validator("name")
+    @classmethod
+    def _no_ledger(cls, name: str) -> str:
+        if name.endswith("-decisions"):
+            raise ValueError("names that end in -decisions are for what `anymal promote` records; take another one")
+        return name
 
 
 def register(
-    config: RegisterConfig, *, checkpoints: Ins, statistics: Ins, evaluation: In, assets: In, bundle: Out, registration: Out
+    config: RegisterConfig, *, checkpoints: Ins, statistics: Ins, evaluation: In, samples: In, leakage: In, assets: In, bundle: Out,
+    registration: Out
 ) -> None:
-    """Write the model bundle and register it as a candidate.
+    """Write the model bundle and register it as a candidate, with the evidence that a promotion goes by.
 
-    `checkpoints` are what finetune wrote, or align's, one per modality; `statistics` are curation's, of the same modalities.
+    `checkpoints` are what finetune wrote, or align's, one per modality; `statistics` are curation's, of the same modalities; `evaluation` and
+    `samples` are score's, `leakage` is audit's.
     """
     from anymal import __version__
     from anymal.model.bundle import asset_record, write_bundle
@@ -62,20 +73,22 @@ def register(
     if paths.keys() != described.keys():
         raise DataError(f"register: --statistics is of {', '.join(paths)}, but the checkpoints are of {', '.join(described)}; give the "
                         "statistics that curation wrote for each of them")
-    figures = _read(evaluation)
+    figures, audit = _read(evaluation), _read(leakage)
     facts = {modality: {name: value for name, value in _read(path).items() if name != "modality"} for modality, path in paths.items()}
     inputs = {f"checkpoints.{number}": fingerprint(path) for number, path in enumerate(checkpoints)} | {
-        f"{modality}.statistics": fingerprint(path) for modality, path in paths.items()} | {"evaluation": fingerprint(evaluation)}
+        f"{modality}.statistics": fingerprint(path) for modality, path in paths.items()} | {
+            "evaluation": fingerprint(evaluation), "samples": fingerprint(samples), "leakage": fingerprint(leakage)}
     inference = config.inference.model_dump()
     card = model_card(
-        name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, statistics=facts,
+        name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, leakage=audit, statistics=facts,
         assets={folder.name: asset_record(folder) for folder in sorted(assets.iterdir()) if (folder / "asset.json").is_file()},
         inference=inference, seed=config.seed, inputs=inputs)  # fmt: skip
     write_bundle(bundle, checkpoints=checkpoints, assets=assets, inference=inference, card=card,
                  provenance={"anymal": __version__, "seed": config.seed, "inputs": inputs, "evaluation": figures})
     values = {name: value for name, value in flatten(figures).items() if name.endswith(".value")}
     result = register_bundle(bundle, name=config.name, alias=config.alias, metrics=values,
-                             tags={f"input.{port}": digest for port, digest in inputs.items()})
+                             tags={f"input.{port}": digest for port, digest in inputs.items()},
+                             evidence={"evaluation.json": evaluation, "samples.jsonl": samples, "leakage.json": leakage})
     document = {"name": result.name, "version": result.version, "alias": result.alias, "uri": result.uri, "bundle_sha256": result.bundle_sha256}
     registration.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from anymal.data.journal import Journal
 from anymal.progress import track
 from anymal.synthesis.backends import Answer, Backend, Request
 from anymal.synthesis.checks import Pair
-
-
-class Journal:
-    """A file of JSON lines. One line holds what was finished together, so a line that a kill cut short was never finished."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what is there; a last line that is cut short is removed."""
-        self._path = path
-        self.groups: list[list[dict[str, Any]]] = []
-        whole = 0
-        if path.is_file():
-            for line in path.read_bytes().splitlines(keepends=True):
-                try:
-                    group = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                self.groups.append(group)
-                whole += len(line)
-            os.truncate(path, whole)
-
-    def append(self, group: Sequence[dict[str, Any]]) -> None:
-        """Write one group; it is on the disk when this returns."""
-        with self._path.open("ab") as stream:
-            stream.write(json.dumps(list(group), ensure_ascii=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def ask(backend: Backend, requests: Sequence[Request], path: Path, *, report: Callable[[dict[str, float]], None]) -> dict[str, Answer]:

@@ -40,6 +40,7 @@ from anymal.tracking.store import (
     connect,
     enabled,
     environment,
+    parent_run,
     record_outcome,
     shown_uri,
     store_lock,
@@ -47,7 +48,8 @@ from anymal.tracking.store import (
 )
 
 __all__ = ["GRAPH_TAG", "REMEDY", "StageRun", "check_store", "clean_key", "connect", "enabled", "environment", "git_version", "graph_run",
-           "log_artifact", "log_metrics", "log_params", "record_outcome", "run_id", "shown_uri", "stage_run", "store_lock", "tracking_uri"]
+           "log_artifact", "log_metrics", "log_params", "parent_run", "record_outcome", "run_id", "shown_uri", "stage_run", "store_lock",
+           "tracking_uri"]
 
 MAX_FILE_BYTES = 8 * 2**20
 MAX_FOLDER_FILE_BYTES = 2**20

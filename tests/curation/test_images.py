@@ -9,6 +9,7 @@ from PIL import Image
 
 from anymal.curation import images
 from anymal.curation.images import Drop, ImageLimits
+from anymal.media import likeness
 from tests.curation.drawings import bomb, drawing, png
 
 LIMITS = ImageLimits(max_bytes=10_000_000, max_pixels=40_000_000, min_side=16)
@@ -82,11 +83,11 @@ def test_blank_and_hashes() -> None:
     assert images.is_blank(Image.new("RGB", (40, 40), (7, 7, 7)))
     one, other = (images.composite(drawing(seed), (255, 255, 255)) for seed in (1, 2))
     assert not images.is_blank(one)
-    assert images.pixel_hash(one) == images.pixel_hash(one.copy()) != images.pixel_hash(other)
+    assert likeness.pixel_hash(one) == likeness.pixel_hash(one.copy()) != likeness.pixel_hash(other)
     small = one.resize((90, 75))
-    distance = bin(int(images.perceptual_hash(one), 16) ^ int(images.perceptual_hash(small), 16)).count("1")
-    assert distance <= 4 < bin(int(images.perceptual_hash(one), 16) ^ int(images.perceptual_hash(other), 16)).count("1")
-    assert images.fingerprint(one).shape == (768,)
+    distance = bin(int(likeness.perceptual_hash(one), 16) ^ int(likeness.perceptual_hash(small), 16)).count("1")
+    assert distance <= 4 < bin(int(likeness.perceptual_hash(one), 16) ^ int(likeness.perceptual_hash(other), 16)).count("1")
+    assert likeness.miniature(one).shape == (768,)
     assert images.jpeg(one, 90) == images.jpeg(one.copy(), 90)
 
 

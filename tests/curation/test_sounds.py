@@ -30,15 +30,14 @@ from anymal.curation.sounds import (
     SoundSettings,
     Source,
     audit,
-    correlation,
     curate_sounds,
     find_label,
-    fingerprint,
     split_all,
     take_sound,
 )
 from anymal.errors import ConfigError, DataError
 from anymal.media.audio import open_audio, write_flac
+from anymal.media.likeness import sound_correlation, sound_fingerprint
 
 RATE = 8000
 SETTINGS = SoundSettings(RATE, min_seconds=0.05, max_seconds=1.0, silence=0.01, lead=0.01, same_correlation=0.97)
@@ -306,14 +305,14 @@ def test_same_samples_in_another_format(tmp_path: Path) -> None:
 
 def test_fingerprints_and_correlation() -> None:
     one, two = burst(1), burst(2)
-    assert fingerprint(one, RATE).shape == (512,)
-    assert np.array_equal(fingerprint(one, RATE), fingerprint(one * 0.1, RATE))
-    signs = [fingerprint(burst(seed, 1.0), RATE).astype(float) for seed in range(12)]
+    assert sound_fingerprint(one, RATE).shape == (512,)
+    assert np.array_equal(sound_fingerprint(one, RATE), sound_fingerprint(one * 0.1, RATE))
+    signs = [sound_fingerprint(burst(seed, 1.0), RATE).astype(float) for seed in range(12)]
     alike = np.corrcoef(signs)[np.triu_indices(12, 1)]
     assert alike.max() < 0.4
-    assert correlation(one, -0.3 * np.concatenate([np.zeros(50), one])) == pytest.approx(1, abs=1e-6)
-    assert correlation(one, two) < 0.5
-    assert np.isfinite(fingerprint(np.zeros(10), RATE)).all()
+    assert sound_correlation(one, -0.3 * np.concatenate([np.zeros(50), one])) == pytest.approx(1, abs=1e-6)
+    assert sound_correlation(one, two) < 0.5
+    assert np.isfinite(sound_fingerprint(np.zeros(10), RATE)).all()
 
 
 def test_cap_is_per_label_and_repeats(tmp_path: Path) -> None:

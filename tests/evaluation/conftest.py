@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anymal.data.features import FeatureStore
+from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.mixed import predict_mixed
 from anymal.evaluation.predict import Predictor, label_vocabulary, predict_answers, predict_captions
 from anymal.evaluation.predictions import write_predictions
@@ -40,7 +41,7 @@ def ask(stores: dict[str, FeatureStore], *modalities: str, **changes: object) ->
 def folders(toys: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Modality or "mixed" -> its predictions folder."""
     stores = {modality: FeatureStore(paths["features"], "test") for modality, paths in toys.items()}
-    root, options = tmp_path_factory.mktemp("predictions"), {"max_new_tokens": 5, "seed": 0}
+    root, options = tmp_path_factory.mktemp("predictions"), {"max_new_tokens": 5, "conditions": CONDITIONS, "seed": 0}
     written = {}
     for name in ("image", "imu", "mixed"):
         if name == "mixed":

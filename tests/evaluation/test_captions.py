@@ -10,7 +10,7 @@ import pytest
 
 from anymal.errors import AnymalError
 from anymal.evaluation import captions
-from anymal.evaluation.captions import METRICS, CaptionScorer, close_bleu_4, close_meteor, open_meteor, tokenize
+from anymal.evaluation.captions import ALL_METRICS, METRICS, CaptionScorer, close_bleu_4, close_meteor, open_meteor, tokenize
 
 WORDS = [
     "a", "the", "red", "dogs", "dog", "running", "runs", "on", "hill", "green", "big", "large", "ball", "in", "picture", "with", "house",
@@ -96,6 +96,61 @@ def test_meteor_is_the_jars_for_samples_and_for_any_resample(data, scored, score
         chosen = np.random.default_rng(seed).integers(len(rows), size=len(rows)).tolist()
         total, _ = meteor.compute_score(*as_coco([data[0][i] for i in chosen], [data[1][i] for i in chosen]))
         assert close_meteor(rows[chosen].sum(axis=0)) == pytest.approx(total, abs=1e-12)
+
+
+def adversarial(seed, count):
+    """Raw captions as models and people write them: empty, punctuation only, one word, repeated words, other scripts, numbers, contractions,
+    quotes, line breaks, very long, the reference itself, and METEOR's own field separator."""
+    generator = random.Random(seed)
+    odd = ["", " ", "...", "?!", "a", "a a a a a a a", "dog dog dog", "漢字 and é", "Ein schöner Café (naïve)", "It's 3,000.50 U.S. dollars!",
+           "“quoted” -- dash", "one\ntwo\r\nthree", "don't can't it's", "a ||| b", "A RED DOG RUNS ON THE GREEN HILL", " ".join(WORDS * 6),
+           "-LRB- x -RRB-", "\u2028\u00a0x", "#1 @home"]  # fmt: skip
+    said, references = [], []
+    for _ in range(count):
+        def caption():
+            return generator.choice(odd) if generator.random() < 0.2 else " ".join(generator.choices(WORDS, k=generator.randint(1, 12)))
+
+        references.append([caption() for _ in range(generator.randint(1, 5))])
+        said.append(generator.choice([caption, caption, lambda group=references[-1]: generator.choice(group)])())
+    return references, said
+
+
+@pytest.mark.slow
+def test_1200_random_and_adversarial_captions_score_as_the_coco_evaluation_scores_them(java, scorer):
+    """From raw text to figures by pycocoevalcap alone, its own tokeniser included, and by ours."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    references, said = adversarial(11, 1200)
+    # pycocoevalcap replaces \n only; what else Python takes for white space would shift its lines, so it is given blanks there.
+    clean = [[" ".join(text.split()) for text in group] for group in references], [" ".join(text.split()) for text in said]
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({i: [{"caption": text} for text in group] for i, group in enumerate(clean[0])})
+    candidates = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(clean[1])})
+    tokens = iter(tokenize([text for group in references for text in group] + said))
+    ours = CaptionScorer([[next(tokens) for _ in group] for group in references], scorer._meteor).measures(list(tokens), ALL_METRICS)
+    expected = {"cider_d": Cider().compute_score(truth, candidates), "rouge_l": Rouge().compute_score(truth, candidates),
+                "meteor": scorer._meteor.compute_score(truth, candidates)}  # fmt: skip
+    totals, each = Bleu(4).compute_score(truth, candidates, verbose=0)
+    expected |= {f"bleu_{order}": (totals[order - 1], each[order - 1]) for order in range(1, 5)}
+    assert expected.keys() == ours.keys()
+    for name, (total, scores) in expected.items():
+        assert ours[name].close(ours[name].rows.sum(axis=0)) == pytest.approx(total, abs=1e-12), name
+        assert ours[name].per_sample() == pytest.approx(np.array(scores), abs=1e-12), name
+
+
+def test_bleu_of_every_order_is_pycocoevalcaps(data, scorer):
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    totals, each = Bleu(4).compute_score(*as_coco(*data[:2]), verbose=0)
+    names = [f"bleu_{order}" for order in range(1, 5)]
+    ours = scorer.measures(data[1], names)
+    assert list(ours) == names
+    for measure, total, scores in zip(ours.values(), totals, each, strict=True):
+        assert measure.close(measure.rows.sum(axis=0)) == pytest.approx(total, abs=1e-12)
+        assert measure.per_sample() == pytest.approx(np.array(scores), abs=1e-12)
 
 
 def test_no_figure_is_nan_even_for_empty_captions(scored, scorer):

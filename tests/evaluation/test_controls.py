@@ -1,11 +1,12 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anymal.errors import DataError
-from anymal.evaluation.controls import derangement, draw, draw_stratified, even_sequence, stand_ins
+from anymal.evaluation.controls import derangement, draw, draw_stratified, even_sequence, most_similar, pool, stand_ins
 
 
 @given(st.integers(2, 200), st.integers(0, 2**31))
@@ -62,3 +63,37 @@ def test_a_stand_in_has_another_answer(answers, seed):
     else:
         found = stand_ins(answers, answers, seed=seed, salt=0)
         assert all(answers[place] != answer for place, answer in zip(found, answers, strict=True))
+
+
+def brute(pooled, truths, rows, kinds):
+    """The definition, item by item."""
+    found = []
+    for item, own in enumerate(truths):
+        allowed = [j for j, other in enumerate(truths) if rows[j] != rows[item] and not set(own) & set(other)]
+        same = [j for j in allowed if kinds is not None and kinds[j] == kinds[item]]
+        alike = np.round(pooled[[rows[j] for j in same or allowed]] @ pooled[rows[item]], 5)
+        found.append((same or allowed)[int(np.argmax(alike))])
+    return found
+
+
+@given(st.integers(0, 999), st.integers(2, 12), st.booleans())
+def test_the_most_similar_item_is_of_another_medium_and_shares_no_truth(seed, media, with_kinds):
+    generator = np.random.default_rng(seed)
+    pooled = pool(generator.normal(size=(media, 3, 4)))
+    rows = [*range(media), *generator.integers(media, size=5).tolist()]
+    truths = [{f"t{row % 3}", f"own {row}"} for row in rows]
+    kinds = [("a", "b")[int(generator.integers(2))] for _ in rows] if with_kinds else None
+    assert most_similar(pooled, truths, rows=rows, kinds=kinds) == brute(pooled, truths, rows, kinds)
+
+
+def test_copies_are_equally_alike_and_the_first_stands_in():
+    pooled = pool(np.random.default_rng(0).normal(size=(300, 5, 8)))[[0, 1, 2, 1, 1]]
+    assert most_similar(pooled, [{"x"}, {"y"}, {"x"}, {"y"}, {"y"}], rows=range(5))[2] == 1
+    assert np.allclose(np.linalg.norm(pooled, axis=1), 1) and pool(np.zeros((1, 3, 4))).tolist() == [[0.0] * 4]
+
+
+def test_similar_needs_another_answer():
+    pooled = pool(np.ones((2, 1, 2)))
+    with pytest.raises(DataError, match="shares nothing with 'red'; every sample does, evaluate on more or leave similar out of conditions"):
+        most_similar(pooled, [{"red"}, {"red"}], rows=[0, 1])
+    assert most_similar(pooled, [{"red"}, {"blue"}], rows=[0, 1]) == [1, 0]

@@ -6,12 +6,13 @@ import pytest
 
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError
+from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.mixed import mixed_messages, predict_mixed
 from anymal.evaluation.score import score_predictions
 from tests.evaluation.conftest import ask
 from tests.evaluation.toys import ANSWERS, KIND
 
-OPTIONS = {"kinds": KIND, "question": "which both ?", "samples": 30, "max_new_tokens": 5, "seed": 0}
+OPTIONS = {"kinds": KIND, "question": "which both ?", "samples": 30, "max_new_tokens": 5, "conditions": CONDITIONS, "seed": 0}
 
 
 def score(records, vocabulary):
@@ -22,14 +23,16 @@ def score(records, vocabulary):
 def test_media_are_paired_evenly_and_replaced_by_ones_with_other_answers(stores):
     records, vocabulary, available = predict_mixed(ask(stores, "image", "imu"), **OPTIONS)
     assert vocabulary == {m: sorted(ANSWERS[m]) for m in KIND} and available == {"image": 21, "imu": 12}
-    assert records[0]["prediction"].keys() == {"right", "shuffled", "blank", "shuffled_image", "shuffled_imu"}
+    assert records[0]["prediction"].keys() == {"right", "shuffled", "blank", "similar", "shuffled_image", "shuffled_imu"}
+    assert all((len(r["prediction"]["right"].split()) > 5) == (r["finish"]["right"] == "length") for r in records)
     assert records[0]["prompt"][-1]["content"] == "<image>\n<imu> which both ?"
     for modality in KIND:
         assert set(Counter(record["references"][modality] for record in records).values()) == {10}
         index = {record["shuffled_keys"][modality]: None for record in records}
         answer_of = {meta["key"]: meta["questions"][0]["answer"] for meta in map(stores[modality].meta, range(len(stores[modality])))}
         assert len(index) > 3
-        assert all(answer_of[r["shuffled_keys"][modality]] != r["references"][modality] == answer_of[r["keys"][modality]] for r in records)
+        for name in ("shuffled_keys", "similar_keys"):
+            assert all(answer_of[r[name][modality]] != r["references"][modality] == answer_of[r["keys"][modality]] for r in records)
     pairs = Counter(tuple(record["references"].values()) for record in records)
     assert len(pairs) >= 7, "the answer of one part must not tell the other"
     first = records[0]

@@ -7,12 +7,13 @@ import torch
 
 from anymal.data.features import FeatureStore
 from anymal.errors import DataError, NumericalError
+from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.predict import Predictor, label_vocabulary, predict_answers, predict_captions
 from tests.evaluation.conftest import ask
 from tests.evaluation.toys import Seer, make_inputs
 
-CAPTIONS = {"kinds": ["scene"], "limit": None, "scored_references": 3, "max_new_tokens": 5, "seed": 0}
-ANSWERS = {"limit": None, "max_new_tokens": 2, "seed": 0}
+CAPTIONS = {"kinds": ["scene"], "limit": None, "scored_references": 3, "max_new_tokens": 5, "conditions": CONDITIONS, "seed": 0}
+ANSWERS = {"limit": None, "max_new_tokens": 2, "conditions": CONDITIONS, "seed": 0}
 
 
 def model_of(predictor):
@@ -24,13 +25,16 @@ def test_each_distinct_input_is_generated_once(stores):
     records, available = predict_captions(one, **CAPTIONS)
     assert available == len(records) == 21
     assert len(model_of(one).generated) == 21 + 1
-    assert len(model_of(one).scored) == 3 * 21
+    assert len(model_of(one).scored) == len(CONDITIONS) * 21
     by_key = {record["key"]: record for record in records}
     for record in records:
         assert record["shuffled_key"] != record["key"]
         assert record["prediction"]["shuffled"] == by_key[record["shuffled_key"]]["prediction"]["right"]
-        assert record["prediction"]["right"] == record["references"][0]
+        similar = by_key[record["similar_key"]]
+        assert not set(similar["references"]) & set(record["references"])
+        assert record["prediction"]["similar"] == similar["prediction"]["right"] != record["prediction"]["right"] == record["references"][0]
         assert record["prediction"]["blank"] == "A grey picture."
+        assert record["finish"] == dict.fromkeys(CONDITIONS, "stop")
         assert record["nll"]["right"] == {"nats": 4.0, "tokens": 4}
         assert record["label"] is None and record["group"] == record["key"]
         assert record["prompt"] == [{"role": "user", "content": "describe : <image>"}]
@@ -54,6 +58,37 @@ def test_questions_are_capped_and_blank_is_generated_once_a_question(stores):
     assert sum(not torch.any(prompt.media[0].features) for prompt in model_of(one).generated) == 1
     assert all(record["prediction"]["right"] == record["references"][0] for record in records)
     assert {record["shuffled_key"] for record in records} == {record["key"] for record in records}
+
+
+def test_a_baseline_measures_the_right_input_alone(stores):
+    one = ask(stores, "imu")
+    records, _ = predict_captions(one, **{**CAPTIONS, "kinds": None, "conditions": ["right"]})
+    assert len(model_of(one).generated) == len(model_of(one).scored) == len(records) == 12
+    assert all(record["prediction"].keys() == record["finish"].keys() == record["nll"].keys() == {"right"} for record in records)
+    assert not {"shuffled_key", "shuffled_label", "similar_key"} & records[0].keys()
+    whole, _ = predict_captions(ask(stores, "imu"), **{**CAPTIONS, "kinds": None})
+    assert [record["prediction"]["right"] for record in records] == [record["prediction"]["right"] for record in whole]
+
+
+def test_similar_inputs_come_after_all_others_and_about_the_same_kind(stores, monkeypatch):
+    meta = FeatureStore.meta
+
+    def asked(store, row):
+        known = meta(store, row)
+        entry = {**known["questions"][0], "question": f"which color has {row} ?", "kind": ("odd", "even")[row % 2]}
+        return {**known, "questions": [entry]}
+
+    monkeypatch.setattr(FeatureStore, "meta", asked)
+    with_all, without = ask(stores, "image"), ask(stores, "image")
+    records, _ = predict_answers(with_all, **ANSWERS)
+    predict_answers(without, **{**ANSWERS, "conditions": CONDITIONS[:-1]})
+    first, second = ([(prompt.messages, prompt.media[0].features.tolist()) for prompt in model_of(one).generated] for one in (with_all, without))
+    assert len(second) == 3 * 21 and first[: len(second)] == second and 3 * 21 < len(first) <= 4 * 21
+    by_key = {record["key"]: record for record in records}
+    for record in records:
+        similar = by_key[record["similar_key"]]
+        assert similar["kind"] == record["kind"] and similar["references"] != record["references"]
+        assert record["prediction"]["similar"] == similar["references"][0]
 
 
 @pytest.mark.parametrize(("field", "value"), [("tokens", 7), ("settings", {"layer": -2}), ("asset", None)])

@@ -3,6 +3,7 @@
 import io
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -10,7 +11,10 @@ from anymal.data.features import FeatureStore
 from anymal.data.manifest import write_manifest
 from anymal.data.shards import Sample, ShardWriter, read_shard
 from anymal.errors import DataError
+from anymal.evaluation.predictions import sound_path
 from anymal.evaluation.previews import choose, draw_previews, media_of, rough_score
+from anymal.media.audio import open_audio
+from tests.evaluation.copies import flac, sample, shards, wave
 from tests.evaluation.toys import ToyEncoder
 
 LABELS = ["bicep curls", "rows"]
@@ -85,3 +89,25 @@ def test_other_shards_are_refused(toys, tmp_path, change, words):
     store = FeatureStore(toys["imu"]["features"], "test")
     with pytest.raises(DataError, match=words):
         draw_previews(ToyEncoder(tmp_path), store, shards_with(tmp_path / "shards", change), ["imu-0003"], tmp_path / "out", split="test")
+
+
+def test_sounds_can_be_heard_as_well(tmp_path):
+    shards(tmp_path / "shards", "test", [sample(f"s{seed}", "flac", flac(wave(seed)), sha256=f"{seed}") for seed in range(2)])
+
+    class Store:
+        def __len__(self):
+            return 2
+
+        def meta(self, row):
+            return {"key": f"s{row}", "sha256": f"{row}"}
+
+    class Hearing(ToyEncoder):
+        modality = "audio"
+
+        def read(self, source, name):
+            return np.ones(16, dtype=np.float32)
+
+    draw_previews(Hearing(tmp_path), Store(), tmp_path / "shards", ["s1"], tmp_path / "drawn", split="test")
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["s1.mp3", "s1.png"]
+    assert len(open_audio(tmp_path / "drawn" / "s1.mp3", "s1.mp3", rate=8000)) > 4000
+    assert sound_path(tmp_path, "audio", "s1").name == "s1.mp3"

@@ -34,7 +34,8 @@ def test_figures_and_gaps_are_those_of_a_model_that_sees(scored):
     assert (vqa["empty_answers"], vqa["off_vocabulary_answers"]) == (0, 0)
     for task in (caption, vqa):
         assert task["normaliser"] and task["prompt"] and task["protocol"]
-        assert {"shuffled", "blank"} <= task["controls"].keys()
+        assert {"shuffled", "blank", "similar"} <= task["controls"].keys()
+    assert vqa["controls"]["similar"]["accuracy"]["value"] == 0.0 and caption["gap_similar"]["nll"]["high"] < 0
 
 
 def test_labelled_captions_have_class_accuracy(scored):
@@ -181,7 +182,37 @@ def test_result_files_are_what_the_coco_and_vqa_tools_read(folders):
 def test_questions_about_several_media_name_them(folders):
     folder = folders["mixed"] / "mixed"
     assert {path.name for path in folder.iterdir()} == {"qa.jsonl", "qa.questions.json", "qa.annotations.json", *(
-        f"qa.{condition}.json" for condition in ("right", "shuffled", "blank", "shuffled_image", "shuffled_imu"))}
+        f"qa.{condition}.json" for condition in ("right", "shuffled", "blank", "similar", "shuffled_image", "shuffled_imu"))}
     asked = json.loads((folder / "qa.questions.json").read_text())["questions"][0]
     truth = json.loads((folder / "qa.annotations.json").read_text())["annotations"][0]
     assert asked["media"].keys() == truth["answers"].keys() == {"image", "imu"} and asked["question"] == "which both ?"
+
+
+def test_rates_say_how_answers_end_and_begin(scored):
+    caption, mixed = scored[0].results["imu"]["caption"]["rates"], scored[0].results["mixed"]["qa"]["rates"]
+    assert caption["right"] == {"eos": 1.0, "max_length": 0.0, "empty": 0.0, "prefix": 1.0, "prefix_words": "a person does"}
+    third = pytest.approx(1 / 3, abs=1e-6)
+    assert mixed["right"] == {"eos": third, "max_length": pytest.approx(2 / 3, abs=1e-6), "empty": 0.0, "prefix": third, "prefix_words": "it is blue"}
+    assert caption.keys() == {"right", "shuffled", "blank", "similar"} and mixed.keys() == {*caption, "shuffled_image", "shuffled_imu"}
+    assert scored[0].results["image"]["vqa"]["rates"]["blank"]["empty"] == 1.0
+
+
+def test_samples_say_what_each_record_scored(scored):
+    rows = scored[0].samples
+    assert {row["branch"] for row in rows} == {"image.caption", "image.vqa", "imu.caption", "imu.qa", "mixed.qa"}
+    assert all(row["scores"] and all(0 <= value <= 10 for value in row["scores"].values()) for row in rows)
+    branch = [row for row in rows if row["branch"] == "imu.caption"]
+    assert len({row["id"] for row in branch}) == len(branch) == 12 and {row["group"] for row in branch} == {"subject 0", "subject 1"}
+    mean = sum(row["scores"]["class_accuracy"] for row in branch) / len(branch)
+    assert mean == scored[0].results["imu"]["caption"]["class_accuracy"]["value"]
+    assert next(row for row in rows if row["branch"] == "mixed.qa")["group"].count(" + ") == 1
+
+
+def test_predictions_that_do_not_say_how_answers_ended_are_refused(folders, tmp_path):
+    old = copy_of(folders["mixed"], tmp_path / "old")
+    path = old / "mixed" / "qa.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({name: value for name, value in record.items() if name != "finish"}) + "\n" for record in records))
+    write_manifest(old)
+    with pytest.raises(DataError, match=r"mixed/qa\.jsonl: does not say how answers ended"):
+        score_all([old], resamples=100, seed=0)

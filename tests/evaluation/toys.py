@@ -18,6 +18,7 @@ from anymal.data.shards import Sample, ShardWriter
 from anymal.data.tensors import save_tensors
 from anymal.errors import DataError
 from anymal.media.image import png
+from anymal.model.anymal import Completion
 from anymal.model.checkpoint import METADATA, WEIGHTS
 from anymal.model.modalities import register_encoder
 from anymal.model.projectors import build_projector
@@ -32,6 +33,7 @@ TEMPLATES = {"caption": {"system": None, "user": "describe : {media}"}, "questio
 class ToyEncoder:
     """Reads an .npy of one row of numbers."""
 
+    modality = "image"
     tokens, dim = TOKENS, DIM
 
     def __init__(self, folder: Path) -> None:
@@ -147,9 +149,10 @@ class Seer:
             found.append(answer if row.any() or part.modality in self.blind_to else None)
         return found
 
-    def generate(self, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int) -> list[str]:
+    def complete(self, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int) -> list[Completion]:
         self.generated += prompts
-        return [self._say(prompt, self.seen(prompt)) for prompt in prompts]
+        texts = [self._say(prompt, self.seen(prompt)) for prompt in prompts]
+        return [Completion(text, "stop" if len(text.split()) <= max_new_tokens else "length") for text in texts]
 
     @staticmethod
     def _say(prompt: Any, seen: list[str | None]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from anymal.errors import DataError
 from anymal.media import audio
-from anymal.media.audio import AudioError, open_audio, spectrogram, write_flac
+from anymal.media.audio import AudioError, open_audio, preview, spectrogram, write_flac
 
 RATE = 8000
 TONE = (np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) * 0.5).astype(np.float32)
@@ -244,3 +244,16 @@ def test_spectrogram() -> None:
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.format == "PNG"
     assert spectrogram(np.zeros(1), RATE).startswith(b"\x89PNG")
+
+
+def test_a_preview_is_small_sounds_the_same_and_has_the_same_bytes_again():
+    small = preview(io.BytesIO(wav()), "tone")
+    assert small == preview(io.BytesIO(wav()), "tone") and b"Lav" not in small
+    heard = open_audio(io.BytesIO(small), "tone", rate=RATE)
+    assert len(heard) / RATE == pytest.approx(1, abs=0.1)
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert np.argmax(spectrum) * RATE / len(heard) == pytest.approx(440, abs=5)
+    long = preview(io.BytesIO(wav(np.tile(TONE, 30))), "long")
+    assert 35_000 < len(long) <= 41_000, "ten seconds of it"
+    with pytest.raises(AudioError, match=r"^nothing: holds no byte"):
+        preview(io.BytesIO(), "nothing")

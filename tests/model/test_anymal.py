@@ -206,3 +206,30 @@ def test_wrong_projectors_are_refused():
 def test_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(BundleError, match="one LLM"):
         load_anymal(tmp_path, [])
+
+
+def test_completions_say_how_they_ended(model):
+    """The end of turn is generated within the limit, or not; a limit of one token less changes that and cuts the text."""
+    prompts = mixed(model)
+    said = model.complete(prompts, max_new_tokens=40, batch_size=4)
+    assert [one.text for one in said] == model.generate(prompts, max_new_tokens=40, batch_size=4)
+    assert {one.finish for one in said} <= {"stop", "length"}
+    for asked, one in zip(prompts, said, strict=True):
+        ids = model.llm.generate(inputs_embeds=model._embed_prompts([model.tokenize(asked)], [0])[0][None], max_new_tokens=40, do_sample=False,
+                                 eos_token_id=model.end_of_turn, pad_token_id=model.end_of_turn)[0].tolist()
+        assert (one.finish == "stop") == (model.end_of_turn in ids)
+        if one.finish == "stop":
+            exact, short = (model.complete([asked], max_new_tokens=limit, batch_size=1)[0] for limit in (len(ids), len(ids) - 1))
+            assert exact == one and short.finish == "length"
+    assert {"stop", "length"} == {one.finish for one in said}, "the random model does both"
+
+
+def test_batches_of_what_is_left_are_those_of_the_whole(model):
+    prompts = mixed(model)
+    for every in (lambda asked, targets: model.completions(asked, max_new_tokens=6, batch_size=2),
+                  lambda asked, targets: model.losses(asked, targets, batch_size=2)):
+        batches = list(every(prompts, TARGETS))
+        done = {place for batch in batches[:2] for place, _ in batch}
+        left = [place for place in range(len(prompts)) if place not in done]
+        again = [[(left[place], found) for place, found in batch] for batch in every([prompts[i] for i in left], [TARGETS[i] for i in left])]
+        assert again == batches[2:]

@@ -19,6 +19,7 @@ from anymal.data.shards import Sample, read_shard, shard_paths
 from anymal.errors import ConfigError
 from anymal.media.audio import open_audio
 from anymal.stage import load_stage, run_stage
+from tests.cards import check_dataset_card
 from tests.curation.test_sounds import RATE, burst, kit, put
 
 
@@ -114,7 +115,7 @@ def test_webdataset_reads_the_shards(curated: dict[str, Path]) -> None:
 def test_card_and_manifest(curated: dict[str, Path]) -> None:
     verify_manifest(curated["shards"])
     card = (curated["shards"] / "README.md").read_text()
-    assert card.startswith("---\nlicense: other\n")
+    check_dataset_card(curated["shards"])
     assert "| kits | GPL-2.0-only | 18 | 12 |" in card
 
 

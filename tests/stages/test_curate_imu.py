@@ -13,6 +13,7 @@ from anymal.data.manifest import fingerprint, verify_manifest
 from anymal.data.shards import read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
 from anymal.stage import load_stage, run_stage
+from tests.cards import check_dataset_card
 from tests.curation.test_ego4d import narrate, narration, write_narrations, write_recording
 from tests.curation.test_motions import series, write_watch
 
@@ -68,7 +69,8 @@ def test_stage_leaves_shards_report_and_statistics(assets: Path, tmp_path: Path)
             assert sample.meta["captions"] and all(sample.meta.get("label", "") in caption for caption in sample.meta["captions"])
             groups.setdefault(sample.meta["group"], set()).add(sample.meta["split"])
     assert all(len(splits) == 1 for splits in groups.values()) and len(groups) == 8
-    assert "caption_is_other_person" in made["report"].read_text() and (made["shards"] / "README.md").is_file()
+    assert "caption_is_other_person" in made["report"].read_text()
+    check_dataset_card(made["shards"])
     again = run(assets, tmp_path / "two", knobs())
     assert {name: fingerprint(made[name]) for name in made} == {name: fingerprint(again[name]) for name in again}
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["imu.html", "imu.json", "shards"], "nothing else is left"

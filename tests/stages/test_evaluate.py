@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +14,17 @@ import pytest
 from anymal.config import validate
 from anymal.data.manifest import verify_manifest
 from anymal.errors import BundleError, ConfigError, DataError
+from anymal.model.anymal import AnyMAL
 from anymal.stage import load_stage, run_stage
 from anymal.stages.evaluate import EvaluateConfig
 from tests.evaluation.toys import make_inputs, meta, write_checkpoint, write_features
 from tests.tiny import make_llm
 
+ROOT = Path(__file__).parents[2]
 KNOBS = {
     "seed": 0, "modality": "image", "tasks": ["caption", "vqa"], "dtype": "float32", "quantization": "none", "attention": "eager", "merge": False,
     "batch_size": 4, "caption_kinds": ["scene"], "caption_samples": 8, "caption_scored_references": 1, "caption_max_new_tokens": 4, "questions": 6,
-    "answer_max_new_tokens": 3, "mixed": None, "previews": 5,
+    "answer_max_new_tokens": 3, "mixed": None, "conditions": ["right", "shuffled", "blank", "similar"], "previews": 5,
 }  # fmt: skip
 MIXED = {
     **KNOBS, "modality": "mixed", "tasks": ["qa"], "caption_kinds": None, "caption_samples": None, "caption_scored_references": None,
@@ -69,7 +75,7 @@ def test_labels_reach_the_protocol_and_java_is_not_needed(root, tmp_path, monkey
 def test_several_modalities_are_matched_whatever_their_order(root, tmp_path):
     files = run(root, tmp_path / "a", "image", "imu", knobs=MIXED)
     records = [json.loads(line) for line in (tmp_path / "a" / "mixed" / "qa.jsonl").read_text().splitlines()]
-    assert len(records) == 4 and records[0]["prediction"].keys() == {"right", "shuffled", "blank", "shuffled_image", "shuffled_imu"}
+    assert len(records) == 4 and records[0]["prediction"].keys() == {"right", "shuffled", "blank", "similar", "shuffled_image", "shuffled_imu"}
     assert records[0]["prompt"][-1]["content"].startswith("<image>\n<imu>")
     for modality in ("image", "imu"):
         assert sum(name.startswith(f"previews/{modality}/") for name in files) == 3
@@ -89,7 +95,7 @@ def test_inputs_that_do_not_belong_together_leave_nothing(root, tmp_path, modali
     given = {port: tuple(root / port / name for name in names) for port, names in ports.items()}
     with pytest.raises((BundleError, DataError), match=words):
         run(root, tmp_path / "out", *modalities, knobs=MIXED, **given)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_features_of_another_encoder_and_a_damaged_checkpoint_leave_nothing(root, tmp_path):
@@ -100,7 +106,7 @@ def test_features_of_another_encoder_and_a_damaged_checkpoint_leave_nothing(root
     (tmp_path / "checkpoint" / "projector.json").write_text("{}")
     with pytest.raises(BundleError, match=r"changed projector\.json"):
         run(root, tmp_path / "out" / "p", "image", checkpoints=(tmp_path / "checkpoint",))
-    assert not any((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out" / "p").exists()
 
 
 def test_a_prompt_that_places_one_medium_only_is_refused(root, tmp_path):
@@ -121,6 +127,8 @@ def test_a_prompt_that_places_one_medium_only_is_refused(root, tmp_path):
     ({"answer_max_new_tokens": None}, "answer_max_new_tokens must be a number"),
     ({"modality": "mixed", "tasks": ["qa"]}, "mixed must name the question and its parts where modality = mixed"),
     ({"mixed": MIXED["mixed"]}, "mixed must be null where modality = image"),
+    ({"conditions": ["blank"]}, "conditions = blank: name right, and each of the others at most once"),
+    ({"conditions": ["right", "right"]}, "conditions = right, right: name right"), ({"conditions": ["right", "noise"]}, "evaluate.conditions"),
 ])  # fmt: skip
 def test_bad_knobs_are_named(knob, words):
     with pytest.raises(ConfigError, match=words):
@@ -147,3 +155,74 @@ def test_kubeflow_can_leave_the_nulls_out():
     from anymal.profile import read_config
 
     assert read_config(load_stage("evaluate"), json.dumps(without_nulls(MIXED))) == EvaluateConfig.model_validate(MIXED)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many prompts the model was asked to answer or to score, batch by batch."""
+    batches = []
+    generate, losses = AnyMAL._generate, AnyMAL.token_losses
+    monkeypatch.setattr(AnyMAL, "_generate", lambda self, samples, limit: (batches.append(len(samples)), generate(self, samples, limit))[1])
+    monkeypatch.setattr(AnyMAL, "token_losses", lambda self, samples, targets: (batches.append(len(samples)), losses(self, samples, targets))[1])
+    return batches
+
+
+def test_what_a_failed_run_was_told_is_not_asked_again(root, tmp_path, asked, monkeypatch):
+    files = run(root, tmp_path / "whole", "image")
+    whole = len(asked)
+    asked.clear()
+    generate = AnyMAL._generate
+
+    def give_up(self, samples, limit):
+        if len(asked) == 12:
+            raise DataError("the machine is gone")
+        return generate(self, samples, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnyMAL, "_generate", give_up)
+        with pytest.raises(DataError, match="the machine is gone"):
+            run(root, tmp_path / "again", "image")
+    assert len(asked) == 12 and not (tmp_path / "again").exists()
+    assert run(root, tmp_path / "again", "image") == files
+    assert len(asked) == whole, "nothing was asked twice"
+    assert not [path for path in (tmp_path / "again").rglob("*") if "state" in path.name]
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import tests.stages.test_evaluate as case
+from anymal.model.anymal import AnyMAL
+
+root, target, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+generate, asked = AnyMAL._generate, []
+
+def killed(self, samples, limit):
+    asked.append(len(samples))
+    if len(asked) > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return generate(self, samples, limit)
+
+AnyMAL._generate = killed
+case.run(root, target, "image")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(root, tmp_path, asked):
+    files = run(root, tmp_path / "whole", "image")
+    whole = len(asked)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "again"), "4"], cwd=ROOT, timeout=120, check=False)
+    assert process.returncode == -signal.SIGKILL
+    journal = tmp_path / ".again.partial" / "state" / "answers.jsonl"
+    told = len(journal.read_text().splitlines())
+    assert told > 4 and not (tmp_path / "again").exists()
+    asked.clear()
+    assert run(root, tmp_path / "again", "image") == files
+    assert len(asked) == whole - told
+    others = {**KNOBS, "batch_size": 3}
+    run(root, tmp_path / "other", "image", knobs=others)
+    assert subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "b"), "4"], cwd=ROOT, timeout=120, check=False).returncode < 0
+    asked.clear()
+    run(root, tmp_path / "b", "image", knobs=others)
+    assert len(asked) > whole, "other knobs begin anew"

@@ -15,6 +15,7 @@ from anymal.data.manifest import fingerprint, verify_manifest
 from anymal.data.shards import read_shard, shard_paths
 from anymal.errors import ConfigError, DataError
 from anymal.stage import load_stage, run_stage
+from tests.cards import check_dataset_card
 from tests.curation.test_instructions import SETTINGS, annotation, ask, curate, drawing, form, sample, task
 from tests.tiny import ARCHITECTURES, make_trained_encoder, sound
 
@@ -100,6 +101,7 @@ def test_the_report_stands_alone_and_escapes(imported: dict[str, Path]):
 
 
 def test_the_card_names_licences_and_counts(imported: dict[str, Path]):
+    check_dataset_card(imported["instructions"])
     text = (imported["instructions"] / "README.md").read_text(encoding="utf-8")
     assert "| mm-it | human | CC-BY-4.0 | 19 | 16 |" in text and "| test | 3 |" in text and "| test_leak |" in text
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from anymal.errors import BundleError
+from anymal.errors import BundleError, ConfigError
 from anymal.profile import read_config
 from anymal.serving.card import model_card
 from anymal.stage import load_stage, run_stage
@@ -21,6 +21,8 @@ FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
 EVALUATION = {"image": {"vqa": {
     "accuracy": FIGURE, "groups": {"image": 3}, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
     "controls": {"shuffled": {"accuracy": {**FIGURE, "value": 0.125}}, "blank": {"accuracy": {**FIGURE, "value": 0.0625}}}}}}
+LEAKAGE = {"passed": True, "modalities": {"image": {"copies": 0, "near": 2}}}
+SAMPLE = {"branch": "image.vqa", "id": "q1", "group": "a", "scores": {"accuracy": 1.0}}
 STATISTICS = {"modality": "image", "samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
 
 
@@ -31,9 +33,12 @@ def run_register(**changes: Any) -> dict[str, Any]:
     if not Path("results/evaluate.json").exists():
         Path("results/evaluate.json").write_text(json.dumps(EVALUATION))
     Path("results/curate.json").write_text(json.dumps(STATISTICS))
+    Path("results/samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
+    Path("results/leakage.json").write_text(json.dumps(LEAKAGE))
     stage = load_stage("register")
     ports: dict[str, Any] = {
         "checkpoints": (Path("models/checkpoints/image"),), "statistics": (Path("results/curate.json"),), "evaluation": Path("results/evaluate.json"),
+        "samples": Path("results/samples.jsonl"), "leakage": Path("results/leakage.json"),
         "assets": Path("data/assets"), "bundle": Path("models/bundle"), "registration": Path("reports/registration.json")}
     run_stage(stage, read_config(stage, json.dumps({**CONFIG, **changes})), ports)
     document: dict[str, Any] = json.loads(Path("reports/registration.json").read_text())
@@ -63,7 +68,7 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     version = client.get_model_version_by_alias("anymal", "candidate")
     run = client.get_run(version.run_id)
     assert version.tags["bundle_sha256"] == registered["bundle_sha256"]
-    assert {"input.checkpoints.0", "input.evaluation", "input.image.statistics"} <= set(version.tags)
+    assert {"input.checkpoints.0", "input.evaluation", "input.samples", "input.leakage", "input.image.statistics"} <= set(version.tags)
     assert version.description == Path("models/bundle/README.md").read_text()
     assert run.data.tags["stage"] == "register" and run.info.status == "FINISHED"
     assert run.data.metrics["image.vqa.accuracy.value"] == 0.5
@@ -104,20 +109,37 @@ def test_the_same_bundle_keeps_its_version_and_another_gets_a_new_one(registered
     assert int(MlflowClient(tracking_uri()).get_model_version_by_alias("anymal", "candidate").version) == 2
 
 
-def test_card_is_filled_from_the_artifacts(registered):
-    from ruamel.yaml import YAML
+def test_what_was_registered_passes_the_gates_that_ask_where_it_comes_from(registered):
+    """Bundle and lineage as the stage itself writes them; the figures are for the others."""
+    from anymal.gates import rules_of
+    from anymal.promotion import promote
+    from tests import planted
 
-    card = Path("models/bundle/README.md").read_text()
-    _, header, body = card.split("---\n", 2)
-    front = YAML(typ="safe").load(header)
-    assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.5}]
-    assert front["license"] == "cc0-1.0" and front["pipeline_tag"] == "image-text-to-text"
+    made = promote("models:/anymal@candidate", rules_of(planted.RULES), dry_run=True)
+    passed = {result["rule"]: [] for result in made.document["results"]}
+    for result in made.document["results"]:
+        passed[result["rule"]].append(result["passed"])
+    assert passed["bundle"] == [True] and all(passed["lineage"]) and len(passed["lineage"]) == 7
+
+
+def test_card_is_filled_from_the_artifacts(registered):
+    """And the hub's own reader finds the figures in its header."""
+    from huggingface_hub import EvalResult, ModelCard
+
+    text = Path("models/bundle/README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.eval_results == [EvalResult(
+        task_type="image-text-to-text", task_name="image vqa", dataset_type="anymal-curated", dataset_name="held-out split", metric_type="accuracy",
+        metric_name="accuracy", metric_value=0.5)]  # fmt: skip
+    assert card.data.license == "cc0-1.0" and card.data.pipeline_tag == "image-text-to-text" and card.data.library_name == "anymal"
+    body = card.text
     table = ["| Figure | Value | 95% interval | n | blank | shuffled |", "|---|---|---|---|---|---|",
              "| accuracy | 0.5 | 0.25 to 0.75 | 40 | 0.0625 | 0.125 |"]
     assert "\n".join(table) + "\n" in body
     assert "measured on 3 groups of image only" in body
     assert "### image\n\n| Statistic | Value |\n|---|---|\n| dropped.too_small | 3 |\n| samples.test | 10 |\n" in body
     assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body and "safety was not measured" in body
+    assert "passed. What it found:\n\n| Check | Value |\n|---|---|\n| modalities.image.copies | 0 |\n| modalities.image.near | 2 |\n" in body
 
 
 def test_card_of_several_modalities():
@@ -133,14 +155,36 @@ def test_card_of_several_modalities():
     figures = {"imu": {"caption": {"class_accuracy": FIGURE, "groups": {"imu": 3}}}, "mixed": {"qa": {"accuracy": FIGURE, "accuracy_imu": FIGURE}}}
     statistics = {modality: {"kept": number, **{f"x{i:02d}": i for i in range(60)}} for number, modality in enumerate(modalities)}
     card = model_card(
-        name="anymal", alias="candidate", checkpoints=modalities, assets={"llm": asset, "eyes": asset}, evaluation=figures, statistics=statistics,
-        inference={}, seed=0, inputs={f"{modality}.statistics": modality * 5 for modality in modalities})  # fmt: skip
+        name="anymal", alias="candidate", checkpoints=modalities, assets={"llm": asset, "eyes": asset}, evaluation=figures, leakage={},
+        statistics=statistics, inference={}, seed=0, inputs={f"{modality}.statistics": modality * 5 for modality in modalities})  # fmt: skip
     rows = [line.split(" | ")[:2] for line in card.splitlines() if "encoder |" in line]
     assert rows == [["| image and video encoder", "eyes"], ["| imu encoder", "k"]]
     assert "### imu\n\n| Statistic | Value |\n|---|---|\n| kept | 2 |" in card and "21 more are in the curation's statistics (SHA-256 `imu" in card
     assert "imu caption: 50% of its held-out captions named a wrong class" in card and "mixed qa: 50% of its answers" in card
+    assert "does not say that it passed" in card and "so were, before, the encoders of imu" in card and "adapter" not in card
     assert "| accuracy_imu | 0.5 |" in card and "Not measured at all: image, video." in card
     assert all(f"anymal ask models:/anymal@candidate --{modality} FILE" in card for modality in modalities)
+
+
+def test_card_of_benchmarks():
+    """Only a real benchmark goes into the index of results under its name; rates are told, and what was skipped is."""
+    from huggingface_hub import ModelCard
+
+    encoder = {"asset": None, "kind": "k", "tokens": 4, "dim": 5, "sha256": "b" * 64}
+    checkpoint = {"llm": "llm", "adapter": "c" * 64, "encoder": encoder, "projector": {"kind": "linear", "arguments": {}}, "templates": {}}
+    asset = {"entry": {"kind": "pip", "package": "p", "version": "1", "licence": {"id": "MIT"}}, "sha256": "a" * 64}
+    rates = {"right": {"eos": 0.975, "max_length": 0.025, "empty": 0.0, "prefix": 0.4, "prefix_words": "a photo of"}}
+    known = {"modality": "image", "accuracy": FIGURE, "rates": rates, "variant": "vqa_eval"}
+    figures = {"benchmarks": {"vqav2": known | {"data": {"real": True}}, "pope": known | {"data": {"real": False}}, "okvqa": {"skipped": "no file"}}}
+    text = model_card(name="anymal", alias="candidate", checkpoints={"image": checkpoint}, assets={"llm": asset}, evaluation=figures,
+                      leakage={"passed": True}, statistics={"image": {}}, inference={}, seed=0, inputs={})
+    results = ModelCard(text).data.eval_results
+    assert [(result.dataset_type, result.dataset_name) for result in results] == [
+        ("anymal-curated", "sample data in the layout of pope"), ("vqav2", "vqav2")]
+    assert "### benchmark pope (sample data in its layout)" in text and "### benchmark vqav2\n" in text and "- okvqa: no file" in text
+    assert ("- answers: 97.5% ended by themselves, 2.5% were cut at the longest length, 0.0% were empty, 40.0% began with `a photo of`, the most "
+            "frequent beginning") in text
+    assert "adapter (LoRA) of the language model were trained" in text
 
 
 def test_ask_answers_from_the_registry_and_from_the_folder(registered, workspace):
@@ -160,6 +204,14 @@ def test_ask_names_what_the_registry_lacks(registered, workspace):
                              ("models:/anymal/7", "has the aliases"), ("models:/anymal", "is no address")]:
         with pytest.raises(BundleError, match=words):
             resolve_bundle(reference)
+
+
+@pytest.mark.parametrize(("knob", "value", "message"), [
+    ("alias", "v2", "MLflow keeps"), ("alias", "champion", "only `anymal promote` makes a champion"),
+    ("name", "anymal-decisions", "end in -decisions")])
+def test_names_that_have_a_meaning_are_refused(knob, value, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(load_stage("register"), json.dumps(CONFIG | {knob: value}))
 
 
 def test_a_damaged_checkpoint_registers_nothing(store, workspace, monkeypatch):

@@ -10,6 +10,7 @@ from anymal.profile import read_config
 from anymal.stage import load_stage, run_stage
 from anymal.stages.synthesize import SynthesizeConfig
 from pipelines.servers import free_port
+from tests.cards import check_dataset_card
 from tests.synthesis.scripted import Scripted
 from tests.tiny import make_llm, sample
 
@@ -89,6 +90,7 @@ def test_pairs_are_asked_checked_counted_and_written(scripted, tmp_path):
     assert names == {"train.json", "val.json", "rejected.jsonl", "README.md", "manifest.json"}
     verify_manifest(ports["instructions"])
     card, report = (ports["instructions"] / "README.md").read_text(), ports["report"].read_text()
+    check_dataset_card(ports["instructions"])
     assert "CC0-1.0" in card and "| unparsable |" in card
     assert "What does the picture show?" in report and "unparsable" in report and "http" not in report
 

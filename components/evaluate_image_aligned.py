@@ -7,12 +7,12 @@ from components import images
 
 
 @dsl.container_component
-def evaluate_aligned(
+def evaluate_image_aligned(
     config: str,
     checkpoints: Input[Model], features: Input[Dataset], shards: Input[Dataset], assets: Input[Artifact],
     predictions: Output[Dataset],
 ):
-    """What the model says of held-out samples under all conditions."""
+    """What the model says of held-out samples with the right input."""
     return dsl.ContainerSpec(
         image=images.EVAL,
         command=["anymal", "evaluate"],
