@@ -460,7 +460,7 @@ def test_addresses_of_a_run_are_checked():
     with pytest.raises(ConfigError, match=r"lock = s3://bucket/lock\.yaml: .* such as s3://bucket/SHA256\.yaml"):
         read_arguments("alignment", document, "params.yaml", {"lock": "s3://bucket/lock.yaml"})
     assert read_arguments("alignment", document, "params.yaml", {"lock": "/here/lock.yaml"})["lock"] == "/here/lock.yaml"
-    with pytest.raises(ConfigError, match="evaluate: no such pipeline; there are training, .*, benchmarks, ablation-"):
+    with pytest.raises(ConfigError, match=r"evaluate: no such pipeline; there are training, .*, benchmarks, ablation-"):
         read_arguments("evaluate", document, "params.yaml", {})
 
 
