@@ -17,14 +17,14 @@ import numpy as np
 from anymal.errors import DataError
 from anymal.evaluation import captions, names, vqa
 from anymal.evaluation.benchmarks.scoring import needs_meteor, score_benchmarks
-from anymal.evaluation.bootstrap import Measure, SampleRow, figures, mean_of, ratio
+from anymal.evaluation.bootstrap import Measure, SampleRow, mean_of, ratio
+from anymal.evaluation.branches import branch_of, rounded
 from anymal.evaluation.controls import CONDITIONS
 from anymal.evaluation.predictions import PROTOCOL, read_predictions
 from anymal.evaluation.protocol import interval_note
 from anymal.evaluation.rates import rates
 from anymal.evaluation.spice import open_spice
 
-DECIMALS = 6
 BENCHMARKS = "benchmarks"
 MAJORITY = "majority"
 BASELINE = "baseline"
@@ -89,7 +89,7 @@ def score_all(
 
 def _rows(branch: str, records: Sequence[Record]) -> list[SampleRow]:
     return [{"branch": branch, "id": _name(record), "group": " + ".join(record["groups"].values()) if "groups" in record else record["group"],
-             "scores": {metric: round(value, DECIMALS) for metric, value in record["scores"]["right"].items()}} for record in records]  # fmt: skip
+             "scores": rounded(record["scores"]["right"])} for record in records]  # fmt: skip
 
 
 def _read_all(folders: Sequence[Path]) -> Read:
@@ -152,8 +152,8 @@ def score_predictions(
         note = interval_note(resamples=resamples, seed=seed, samples=samples, groups=groups, together=together)
         found["rates"] = {c: rates([r["prediction"][c] for r in entries], [r["finish"][c] for r in entries]) for c in _conditions(entries)}
         tasks[task] = {**found, "groups": groups, "prompt": described["prompt"], "protocol": f"{described['protocol']}; {note}"}
-    rounded: dict[str, Any] = _rounded(tasks)
-    return rounded
+    whole: dict[str, Any] = rounded(tasks)
+    return whole
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
@@ -202,7 +202,7 @@ def _captions(records: list[Record], vocabulary: Sequence[str] | None, meteor: A
         loss = captions.loss_measure([entry["nats"] for entry in losses], [entry["tokens"] for entry in losses])
         conditions[condition] = {"nll": loss, **scorer.measures([next(tokens) for _ in records])}
     _note_scores(records, conditions)
-    result = _block(conditions, n=len(records), resamples=resamples, seed=seed)
+    result = branch_of(conditions, n=len(records), resamples=resamples, seed=seed)
     result["normaliser"] = captions.NORMALISER
     result |= _by("source", [record["source"] for record in records], conditions, resamples=resamples, seed=seed)
     return _merged(result, label_figures(records, vocabulary or (), resamples=resamples, seed=seed))
@@ -219,7 +219,7 @@ def label_figures(records: list[Record], vocabulary: Sequence[str], *, resamples
     conditions = {c: {CLASS: mean_of(np.array([r["named"][c] == [names.canonical(r["label"])] for r in having], dtype=float))}
                   for c in _conditions(having)}  # fmt: skip
     _note_scores(having, conditions)
-    result = _block(conditions, n=len(having), resamples=resamples, seed=seed)
+    result = branch_of(conditions, n=len(having), resamples=resamples, seed=seed)
     result |= _by("label", [record["label"] for record in having], conditions, resamples=resamples, seed=seed)
     result["normaliser"] = f"{CLASS}: {names.NORMALISER}"
     if "shuffled_label" in having[0]:
@@ -245,7 +245,7 @@ def _by(name: str, owners: Sequence[str], conditions: Conditions, *, resamples: 
         if len(places) < 2:
             too_few[owner] = len(places)
         else:
-            block = _block(_select(conditions, places), n=len(places), resamples=resamples, seed=seed)
+            block = branch_of(_select(conditions, places), n=len(places), resamples=resamples, seed=seed)
             found[owner] = {figure: entry for figure, entry in block.items() if figure not in {"controls", "gap_blank"}}
     return {f"by_{name}": found} | ({f"{name}s_of_one_sample": too_few} if too_few else {})
 
@@ -260,7 +260,7 @@ def _answers(records: list[Record], *, resamples: int, seed: int) -> dict[str, A
     _note_scores(records, {c: {"accuracy": mean_of(s)} for c, s in scores.items()})
     keys = [record["key"] for record in records]
     everything = list(range(len(records)))
-    result = _block(_by_sample(scores, keys, everything), n=len(records), resamples=resamples, seed=seed)
+    result = branch_of(_by_sample(scores, keys, everything), n=len(records), resamples=resamples, seed=seed)
     known: dict[str, set[str]] = {}
     for record in records:
         known.setdefault(record["kind"], set()).update(map(vqa.normalise_answer, record["references"]))
@@ -274,7 +274,7 @@ def _answers(records: list[Record], *, resamples: int, seed: int) -> dict[str, A
         if len({keys[place] for place in places}) < 2:
             too_few[kind] = len(places)
         else:
-            by_kind[kind] = _block(_by_sample(scores, keys, places), n=len(places), resamples=resamples, seed=seed)
+            by_kind[kind] = branch_of(_by_sample(scores, keys, places), n=len(places), resamples=resamples, seed=seed)
     result |= {"normaliser": vqa.NORMALISER, "by_kind": by_kind}
     return result | ({"kinds_of_one_sample": too_few} if too_few else {})
 
@@ -296,21 +296,7 @@ def _mixed(records: list[Record], vocabulary: Mapping[str, Sequence[str]], *, re
         every = np.stack([right[part] for part in parts]).min(axis=0)
         conditions[condition] = {"accuracy": mean_of(every), **{f"accuracy_{part}": mean_of(right[part]) for part in parts}}
     _note_scores(records, conditions)
-    return _block(conditions, n=len(records), resamples=resamples, seed=seed) | {"normaliser": names.NORMALISER}
-
-
-def _block(conditions: Conditions, *, n: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Figures of the right input, of the controls, and the paired gaps between them, as one branch of the results."""
-    measures = {(condition, metric): measure for condition, by_metric in conditions.items() for metric, measure in by_metric.items()}
-    controls = [condition for condition in conditions if condition != "right"]
-    metrics = list(conditions["right"])
-    gaps = {(f"gap_{control}", metric): (("right", metric), (control, metric)) for control in controls for metric in metrics}
-    found = figures(measures, gaps, n=n, resamples=resamples, seed=seed)
-    branch: dict[str, Any] = {metric: found["right", metric] for metric in metrics}
-    branch["controls"] = {control: {metric: found[control, metric] for metric in metrics} for control in controls}
-    for control in controls:
-        branch[f"gap_{control}"] = {metric: found[f"gap_{control}", metric] for metric in metrics}
-    return branch
+    return branch_of(conditions, n=len(records), resamples=resamples, seed=seed) | {"normaliser": names.NORMALISER}
 
 
 def _by_sample(scores: Mapping[str, np.ndarray], keys: Sequence[str], places: Sequence[int]) -> Conditions:
@@ -339,8 +325,3 @@ def _note_scores(records: list[Record], conditions: Conditions) -> None:
             for record, value in zip(records, measure.per_sample().tolist(), strict=True):
                 record.setdefault("scores", {}).setdefault(condition, {})[metric] = value
 
-
-def _rounded(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _rounded(child) for name, child in tree.items()}
-    return round(tree, DECIMALS) + 0.0 if isinstance(tree, float) else tree  # adding 0.0 turns -0.0 into 0.0

@@ -29,7 +29,8 @@ class Batches:
 
     def completions(self, prompts, *, max_new_tokens, batch_size):
         for rows, company in self._asked(prompts, batch_size):
-            yield [(i, Completion(f"{company} {float(prompts[i].media[0].features.sum())}", "length" if prompts[i].media[0].features.any() else "stop")) for i in rows]
+            features = {i: prompts[i].media[0].features for i in rows}
+            yield [(i, Completion(f"{company} {float(shown.sum())}", "length" if shown.any() else "stop")) for i, shown in features.items()]
 
     def losses(self, prompts, targets, *, batch_size):
         for rows, company in self._asked(prompts, batch_size):

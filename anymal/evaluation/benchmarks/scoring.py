@@ -14,13 +14,13 @@ from anymal.evaluation import binary, captions, choice
 from anymal.evaluation.benchmarks.declaration import declaration_of
 from anymal.evaluation.benchmarks.folder import Run, read_runs
 from anymal.evaluation.benchmarks.prompts import extract
-from anymal.evaluation.bootstrap import Figure, Measure, SampleRow, Statistic, by_unit, figures, mean_of
+from anymal.evaluation.bootstrap import Measure, SampleRow, Statistic, by_unit, figures, mean_of
+from anymal.evaluation.branches import branch_of, rounded
 from anymal.evaluation.protocol import interval_note, llm_note, prompt_text
 from anymal.evaluation.rates import rates
 from anymal.evaluation.spice import ABSENT, Spice
 from anymal.evaluation.vqa import VARIANTS, answer_accuracy
 
-DECIMALS = 6
 VQA_VARIANTS = {"paper": "vqa_eval", "lmms-eval": "evalai", "model": "vqa_eval"}
 """Protocol -> how VQA answers are normalised: as the official script does, or as lmms-eval does."""
 OF_THE_SET = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor"}
@@ -79,8 +79,8 @@ def score_benchmarks(
             results[name] = {"skipped": reason, "paper": declaration_of(name).paper}
             continue
         scored = _score(name, run, meteor, spice)
-        results[name] = _rounded(_described(name, run, scored, resamples=resamples, seed=seed))
-        rows += [{"branch": f"benchmarks.{name}", "id": str(record["id"]), "group": record["group"], "scores": _rounded(scores)}
+        results[name] = rounded(_described(name, run, scored, resamples=resamples, seed=seed))
+        rows += [{"branch": f"benchmarks.{name}", "id": str(record["id"]), "group": record["group"], "scores": rounded(scores)}
                  for record, scores in zip(run.records, scored.samples, strict=True)]
     return results, sorted(rows, key=lambda row: (row["branch"], row["id"]))
 
@@ -180,7 +180,7 @@ def _described(name: str, run: Run, scored: Scored, *, resamples: int, seed: int
     """The branch of the results: figures, controls, gaps, rates, kinds, and how all was made."""
     declaration, described, records = declaration_of(name), run.described, run.records
     made = described["run"]
-    branch = _block(scored.conditions, n=len(records), resamples=resamples, seed=seed)
+    branch = branch_of(scored.conditions, n=len(records), resamples=resamples, seed=seed)
     for condition in _conditions(records):
         target = branch if condition == "right" else branch["controls"][condition]
         if condition in scored.unparsable:
@@ -200,23 +200,6 @@ def _described(name: str, run: Run, scored: Scored, *, resamples: int, seed: int
         "unusable": _listed(run.unusable),
         "data": {**described["data"], "samples": len(records), "available": described["available"], "source": declaration.source},
     }  # fmt: skip
-
-
-def _block(conditions: Mapping[str, Mapping[str, Measure | Statistic]], *, n: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Figures of the right medium, of the controls, and the paired gaps between them."""
-    measures = {(condition, metric): measure for condition, by in conditions.items() for metric, measure in by.items()}
-    gaps = {(f"gap_{control}", metric): (("right", metric), (control, metric))
-            for control in conditions if control != "right" for metric in conditions["right"]}
-    found: dict[tuple[str, str], Figure] = figures(measures, gaps, n=n, resamples=resamples, seed=seed)
-    branch: dict[str, Any] = {"controls": {}}
-    for (condition, metric), figure in found.items():
-        if condition == "right":
-            branch[metric] = figure
-        elif condition.startswith("gap_"):
-            branch.setdefault(condition, {})[metric] = figure
-        else:
-            branch["controls"].setdefault(condition, {})[metric] = figure
-    return branch
 
 
 def _by_kind(records: Sequence[Record], samples: Sequence[Mapping[str, float]], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -264,9 +247,3 @@ def _units(records: Sequence[Record]) -> list[str]:
 
 def _none(said: Mapping[str, Sequence[str | None]]) -> dict[str, int]:
     return {condition: sum(text is None for text in texts) for condition, texts in said.items()}
-
-
-def _rounded(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _rounded(child) for name, child in tree.items()}
-    return round(tree, DECIMALS) + 0.0 if isinstance(tree, float) else tree  # adding 0.0 turns -0.0 into 0.0
