@@ -12,6 +12,7 @@ from typing import Any
 RESULTS = Path("results/evaluate.json")
 LEAKAGE = Path("results/leakage.json")
 REGISTRATION = Path("reports/registration.json")
+DECISION = Path("reports/promotion.json")
 BUNDLE = Path("models/bundle")
 REPORTS = {
     "the paper's tables, figures with controls, examples, failures first": "reports/evaluate.html",
@@ -69,6 +70,15 @@ def benchmarks(results: Mapping[str, Any]) -> str | None:
     return f"{real} on their own data, {len(ran) - real} on sample data in their file layout, {len(measured) - len(ran)} skipped for lack of data"
 
 
+def promotion(model: str, version: str) -> str:
+    """What `anymal promote` decided about a version, with the first reason if it refused; how to ask it if it has not been asked."""
+    decision = json.loads(DECISION.read_text(encoding="utf-8")) if DECISION.is_file() else None
+    if decision is None or str(decision["candidate"]["version"]) != version:
+        return f"Promote anymal promote {model} --config params.yaml"
+    why = "it answers as models:/anymal@champion" if decision["decision"] == "promoted" else decision["reasons"][0]
+    return f"        version {version} is {decision['decision']}: {why}"
+
+
 def questions(results: Mapping[str, Any]) -> Iterator[str]:
     """Arguments of `anymal ask` to try: one for each modality, and one for the parts of the mixed questions."""
     for modality in sorted(set(results) - {MIXED, BENCHMARKS}):
@@ -100,7 +110,7 @@ def main() -> None:
     registration = json.loads(REGISTRATION.read_text())
     model = f"models:/{registration['name']}@{registration['alias']}"
     print(f"\nModel   {BUNDLE}, registered as version {registration['version']} of '{registration['name']}'")
-    print(f"Promote anymal promote {model} --config params.yaml")
+    print(promotion(model, str(registration["version"])))
     print("MLflow  make ui, then http://127.0.0.1:5000")
     print("Ask     source .venv/bin/activate")
     for arguments in questions(results):

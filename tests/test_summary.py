@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from scripts import summary
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,3 +48,13 @@ def test_summary_shows_each_headline_figure_beside_its_controls(tmp_path):
                  "anymal ask models:/anymal@candidate --image PICTURE.png\n", "--imu MOTION.csv\n",
                  '--image PICTURE.png --imu MOTION.csv "QUESTION"'):  # fmt: skip
         assert part in text
+
+
+def test_summary_shows_the_decision_about_this_version_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "DECISION", tmp_path / "promotion.json")
+    ask = "Promote anymal promote models:/anymal@candidate --config params.yaml"
+    assert summary.promotion("models:/anymal@candidate", "3") == ask
+    for decision, why in (("promoted", "it answers as models:/anymal@champion"), ("refused", "a floor is not kept")):
+        summary.DECISION.write_text(json.dumps({"candidate": {"version": 3}, "decision": decision, "reasons": ["a floor is not kept"]}))
+        assert summary.promotion("models:/anymal@candidate", "3") == f"        version 3 is {decision}: {why}"
+        assert summary.promotion("models:/anymal@candidate", "4") == ask
