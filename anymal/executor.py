@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MOST_SHOWN = 100
+MOST_SHOWN = 150
 """Numbers of an output that become metadata. The next tasks get them all as one argument, of which Linux takes 128 KiB; and they are for people."""
 FURTHER = "further_numbers"
 

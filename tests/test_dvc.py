@@ -105,12 +105,12 @@ def test_an_align_knob_of_a_modality_touches_that_branch_only(repository):
 
 @pytest.mark.parametrize(("file", "touched"), [
     ("anymal/curation/parser.py", {"curate_image"}),
-    ("anymal/curation/ego4d.py", {"curate_imu"}),
+    ("anymal/curation/ego4d.py", {"curate_imu", "benchmark"}),
     ("anymal/training/instructions.py", {"finetune"}),
     ("anymal/evaluation/report.html", {"score"}),
     ("anymal/training/contrastive.py", {"pretrain_encoder@audio", "pretrain_encoder@imu"}),
-    ("anymal/model/encoders/video.py", {"encode@video", "evaluate@video"}),
-    ("anymal/model/encoders/imu.py", {"pretrain_encoder@imu", "encode@imu", "evaluate@imu", "evaluate_mixed"}),
+    ("anymal/model/encoders/video.py", {"encode@video", "evaluate@video", "benchmark"}),
+    ("anymal/model/encoders/imu.py", {"pretrain_encoder@imu", "encode@imu", "evaluate@imu", "evaluate_mixed", "benchmark"}),
 ])  # fmt: skip
 def test_code_touches_the_runs_that_use_it_only(repository, file, touched):
     with (repository / file).open("a") as stream:

@@ -133,7 +133,7 @@ def test_what_cannot_be_spread_is_refused(words, told, inputs, tmp_path):
 def test_a_stage_of_one_process_refuses_several(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = start(["-m", "anymal", "score", "--config", "params.yaml", f"--predictions={tmp_path}", f"--baselines={tmp_path}",
-                  f"--metrics={tmp_path / 'metrics'}", f"--report={tmp_path / 'report'}"])
+                  f"--benchmarks={tmp_path}", *(f"--{port}={tmp_path / port}" for port in ("metrics", "samples", "report", "figures"))])
     assert "score: runs in one process, but WORLD_SIZE = 2; start it without torchrun" in done.stderr
 
 
