@@ -66,7 +66,8 @@ def stage_options(stage: Stage, *, s3: bool = True) -> list[click.Parameter]:
     """
     kind = Place(path_type=Path) if s3 else click.Path(path_type=Path)
     metavar = "PATH|s3://…" if s3 else "PATH"
-    modality = click.Option(["--modality"], metavar="NAME", help="Which of the profile's sections of this stage; not needed with JSON.")
+    modality = click.Option(["--modality"], metavar="NAME",
+                            help="Which of the profile's sections of this stage; with JSON, what to call the run in MLflow.")
     return [
         click.Option(["--config"], required=True, metavar="FILE|JSON",
                      help="A profile (its section of this stage's name is read), or the section itself as JSON."),
@@ -86,7 +87,7 @@ def _stage_command(name: str) -> click.Command:
     stage = load_stage(name)
 
     def run(config: str, executor_input: str | None, modality: str | None = None, **ports: Path | str | tuple[Path | str, ...]) -> None:
-        run_stage(stage, read_config(stage, config, modality), ports, executor_input)
+        run_stage(stage, read_config(stage, config, modality), ports, executor_input, part=modality)
 
     return click.Command(name.replace("_", "-"), params=stage_options(stage), callback=run, help=stage.function.__doc__)
 

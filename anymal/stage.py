@@ -105,12 +105,16 @@ def load_stage(name: str) -> Stage:
                  per_modality=getattr(function, "per_modality", False), distributed=getattr(function, "distributed", False))
 
 
-def label(stage: Stage, config: Config) -> str:
-    """What a run of a stage is called: `ingest`, `align.audio`."""
-    return f"{stage.name}.{config.modality}" if stage.per_modality else stage.name  # type: ignore[attr-defined]
+def label(stage: Stage, config: Config, part: str | None = None) -> str:
+    """What a run of a stage is called: as its section, `ingest`, `align.audio`, `evaluate.image_aligned`.
+
+    Args:
+        part: which of the stage's sections it is, if it has one per modality and this one is not called as its modality.
+    """
+    return f"{stage.name}.{part or config.modality}" if stage.per_modality else stage.name  # type: ignore[attr-defined]
 
 
-def run_stage(stage: Stage, config: Config, ports: Places | Ports, executor_input: str | None = None) -> None:
+def run_stage(stage: Stage, config: Config, ports: Places | Ports, executor_input: str | None = None, *, part: str | None = None) -> None:
     """Run one stage: check inputs, run it with temporary outputs, rename them, and report to MLflow and Kubeflow.
 
     A stage that fails leaves none of its outputs. Partial work of a `resumable` stage stays beside the output as
@@ -118,13 +122,16 @@ def run_stage(stage: Stage, config: Config, ports: Places | Ports, executor_inpu
 
     Of several processes that torchrun started, the main one does this; the others only run the stage with it.
 
+    Args:
+        part: see `label`.
+
     Raises:
         AnymalError: for everything the user can mend.
     """
     if processes.count() > 1 and not stage.distributed:
         raise ConfigError(f"{stage.name}: runs in one process, but WORLD_SIZE = {processes.count()}; start it without torchrun")
     with _explained(stage, ports), _on_this_machine(stage, ports) as (local, sending), processes.together():
-        _run_stage(stage, config, local, executor_input, sending)
+        _run_stage(stage, config, local, executor_input, sending, run_name=label(stage, config, part))
 
 
 @contextmanager
@@ -140,7 +147,7 @@ def _on_this_machine(stage: Stage, ports: Places | Ports) -> Iterator[tuple[Port
         yield ports, None  # type: ignore[misc]
 
 
-def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None, sending: Outputs | None) -> None:
+def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str | None, sending: Outputs | None, *, run_name: str) -> None:
     inputs = {name: ports[name] for name in stage.inputs}
     targets = {name: path for name in stage.outputs if isinstance(path := ports[name], Path)}
     missing = [f"--{name.replace('_', '-')} {path}" for name, path in _flat(inputs) if not path.exists()]
@@ -161,7 +168,8 @@ def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str |
             _prepare(stage, state, targets, partials)
         processes.wait()
         if not made:
-            _make(stage, config, inputs, targets, hashes=hashes, published=None if sending is None else lambda: sending.keep(state, targets))
+            _make(stage, config, inputs, targets, run_name=run_name, hashes=hashes,
+                  published=None if sending is None else lambda: sending.keep(state, targets))
         if sending is not None:
             sending.send()
         if executor_input is not None:
@@ -174,13 +182,13 @@ def _run_stage(stage: Stage, config: Config, ports: Ports, executor_input: str |
                 _remove(partial)
 
 
-def _make(stage: Stage, config: Config, inputs: Ports, targets: Mapping[str, Path], *, hashes: Mapping[str, str],
+def _make(stage: Stage, config: Config, inputs: Ports, targets: Mapping[str, Path], *, run_name: str, hashes: Mapping[str, str],
           published: Callable[[], None] | None) -> None:
     """Run the stage and give its outputs their names, as one run of MLflow; then call `published`."""
     from anymal import tracking
 
     partials = {name: _partial(path) for name, path in targets.items()}
-    with tracking.stage_run(label(stage, config), config.model_dump(mode="json"), hashes) as run:
+    with tracking.stage_run(run_name, config.model_dump(mode="json"), hashes) as run:
         stage.function(config, **inputs, **partials)
         _publish(stage.name, partials, targets)
         if published is not None:

@@ -17,7 +17,7 @@ def evaluate_image_aligned(
         image=images.EVAL,
         command=["anymal", "evaluate"],
         args=[
-            "--config", config,
+            "--config", config, "--modality", "image_aligned",
             "--checkpoints", checkpoints.path, "--features", features.path, "--shards", shards.path, "--assets", assets.path,
             "--predictions", predictions.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,

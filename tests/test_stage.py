@@ -248,6 +248,7 @@ def test_a_section_per_modality_is_read(install, tmp_path):
     profile.write_text(json.dumps({"toy": {name: VALID | {"modality": name, "steps": steps} for name, steps in (("audio", 1), ("imu", 2))}}))
     config = read_config(stage, str(profile), "imu")
     assert (config.modality, config.steps, label(stage, config)) == ("imu", 2, "toy.imu")
+    assert label(stage, config, "imu_aligned") == "toy.imu_aligned"
     assert read_config(stage, json.dumps(VALID | {"modality": "audio"})).modality == "audio"
     assert label(install(copy), ToyConfig(**VALID)) == "toy"
     with pytest.raises(ConfigError, match=r"^toy: runs once per modality; add --modality with one of audio, imu$"):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -153,6 +154,20 @@ def _mean_colour(image: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile get one thread for maths, unless the user set a number; this process and later ones are left as they are."""
+    name = "OMP_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def parallel(function: Callable[[Job], Result], jobs: Iterable[Job], *, settings: ImageSettings, workers: int) -> Iterator[Result]:
     """Results of `function` for each job, in the jobs' order, whatever the number of processes.
 
@@ -163,9 +178,8 @@ def parallel(function: Callable[[Job], Result], jobs: Iterable[Job], *, settings
         start(settings)
         yield from map(function, jobs)
         return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Started afresh, not forked: a fork of a process that holds the parser's and the maths library's threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start, initargs=(settings,)) as pool:
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start, initargs=(settings,)) as pool:
         try:
             yield from pool.map(function, jobs, chunksize=16)
         except BrokenProcessPool as error:

@@ -59,8 +59,6 @@ SHOWN = {".html", ".json", ".md", ".png"}
 _active: StageRun | None = None
 
 
-
-
 def stage_run(name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageRun:
     """A context in which the stage `name` runs: it becomes one MLflow run with `config` as parameters and `inputs` (port -> SHA-256).
 
