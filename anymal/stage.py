@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from anymal import processes
 from anymal.config import Config
@@ -35,6 +35,8 @@ In = Annotated[Path, "in"]
 Ins = Annotated[tuple[Path, ...], "ins"]
 """One or more paths: the option is repeated on the command line."""
 Out = Annotated[Path, "out"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+"""A knob: an LLM's number format; "auto" is bfloat16 where the machine has instructions for it, and float32 elsewhere."""
 
 Ports = Mapping[str, Path | tuple[Path, ...]]
 Places = Mapping[str, Path | str | tuple[Path | str, ...]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anymal.errors import ConfigError, DataError
+from anymal.model.precision import dtype_of
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 
@@ -19,7 +20,7 @@ def load_llm(folder: Path, *, dtype: str, quantization: str, attention: str) -> 
 
     Args:
         folder: safetensors weights, config, tokenizer and chat template.
-        dtype: "bfloat16", "float16" or "float32": of the weights, or of the computation when quantised.
+        dtype: "auto", "bfloat16", "float16" or "float32" (`precision.dtype_of`): of the weights, or of the computation when quantised.
         quantization: "none", "nf4" or "int8" (bitsandbytes; paper section 3.1 trains the 70B in 4 or 8 bits).
         attention: transformers' attention implementation. "eager" is faster than "sdpa" for short sequences on a CPU.
 
@@ -31,7 +32,7 @@ def load_llm(folder: Path, *, dtype: str, quantization: str, attention: str) -> 
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such asset; name it in ingest.assets and run ingest")
-    compute = getattr(torch, dtype)
+    compute = dtype_of(dtype)
     options: dict[str, Any] = {"dtype": compute, "use_safetensors": True, "local_files_only": True, "attn_implementation": attention}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(

@@ -111,7 +111,7 @@ def plan_stage(document: Mapping[str, Any], stage: str, *, machine: Machine, pro
     media = {modality: media_shape(modality, document, features) for modality in modalities}
     _check_processes(stage, knobs, machine.gpus)
     setup = Setup(
-        llm=config, dtype=knobs["dtype"], quantization=knobs["quantization"], attention=knobs["attention"], media=media,
+        llm=config, dtype=_dtype(knobs["dtype"], machine.device), quantization=knobs["quantization"], attention=knobs["attention"], media=media,
         projectors={modality: _projector(aligned[modality], config, media[modality]) for modality in modalities},
         adapter=knobs.get("adapter"), gradient_checkpointing=knobs.get("gradient_checkpointing", False), batch_size=knobs["batch_size"],
         parallelism=knobs["parallelism"], processes=machine.gpus, device=machine.device)
@@ -148,3 +148,10 @@ def _check_processes(stage: str, knobs: Mapping[str, Any], gpus: int) -> None:
         raise ConfigError(f"{stage}.batch_size = {knobs['batch_size']}: does not divide among {gpus} GPUs; make it a multiple of {gpus}")
     if knobs["parallelism"] == "fsdp" and knobs["quantization"] != "none":
         raise ConfigError(f"{stage}.parallelism = fsdp: cannot shard weights of quantization = {knobs['quantization']}; set it to ddp")
+
+
+def _dtype(name: str, device: str) -> str:
+    """What a setting's "auto" comes to: on GPUs bfloat16, which those that a plan is made for multiply themselves."""
+    from anymal.model.precision import dtype_of, name_of
+
+    return "bfloat16" if name == "auto" and device == "cuda" else name_of(dtype_of(name))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from anymal import processes
 from anymal.errors import AnymalError, ConfigError
 from anymal.model.modalities import ModalityName
-from anymal.stage import Config, In, Out, distributed, per_modality, resumable
+from anymal.stage import Config, DType, In, Out, distributed, per_modality, resumable
 
 
 class TemplateConfig(BaseModel):
@@ -29,7 +29,7 @@ class AlignConfig(Config):
     modality: ModalityName
     llm: str
     """Asset name."""
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     projector: Literal["resampler", "linear"]

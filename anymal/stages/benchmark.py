@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from anymal.stage import Config, In, Ins, Out, resumable
+from anymal.stage import Config, DType, In, Ins, Out, resumable
 
 
 class Section(BaseModel):
@@ -47,7 +47,7 @@ class PartConfig(Section):
 class BenchmarkConfig(Config):
     """Knobs of `benchmark`."""
 
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     """Of the LLM."""
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
@@ -90,6 +90,7 @@ def benchmark(config: BenchmarkConfig, *, checkpoints: Ins, assets: In, predicti
     from anymal.evaluation.benchmarks.plan import plan
     from anymal.evaluation.benchmarks.running import run
     from anymal.model.checkpoint import read_checkpoints
+    from anymal.model.precision import dtype_of, name_of
 
     found = read_checkpoints(checkpoints)
     shared: dict[str, Any] = {"batch_size": config.batch_size, "conditions": config.conditions, "pool": config.pool, "seed": config.seed}
@@ -117,6 +118,6 @@ def benchmark(config: BenchmarkConfig, *, checkpoints: Ins, assets: In, predicti
             media += ran.media
     write_examples(predictions, examples)
     shutil.rmtree(state)
-    whole = {"seed": config.seed, "part": config.part.model_dump(), "llm": found.llm, "dtype": config.dtype, "quantization": config.quantization,
-             "model": [fingerprint(path) for path in checkpoints]}  # fmt: skip
+    whole = {"seed": config.seed, "part": config.part.model_dump(), "llm": found.llm, "dtype": name_of(dtype_of(config.dtype)),
+             "quantization": config.quantization,             "model": [fingerprint(path) for path in checkpoints]}  # fmt: skip
     write_protocol(predictions, whole, described, media)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from anymal.model.modalities import ModalityName, modalities
-from anymal.stage import Config, In, Ins, Out, per_modality, resumable
+from anymal.stage import Config, DType, In, Ins, Out, per_modality, resumable
 
 if TYPE_CHECKING:
     from anymal.evaluation.predict import Record
@@ -60,7 +60,7 @@ class EvaluateConfig(Config):
     """A modality, or "mixed"."""
     tasks: list[Literal["caption", "vqa", "qa"]]
     """`vqa` are questions about images, `qa` those about anything else; none where the data has neither."""
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     """Of the LLM; it may be another than in training (paper section 3.1)."""
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
@@ -110,6 +110,7 @@ def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards:
     from anymal.evaluation.recorded import RecordedModel
     from anymal.evaluation.tasks import run_captions, run_mixed, run_questions
     from anymal.model.anymal import load_anymal
+    from anymal.model.precision import dtype_of, name_of
 
     wanted = [config.modality] if config.mixed is None else [part.modality for part in config.mixed.parts]
     inputs = match_inputs(checkpoints, features, shards, wanted=wanted, split=SPLIT)
@@ -118,7 +119,7 @@ def evaluate(config: EvaluateConfig, *, checkpoints: Ins, features: Ins, shards:
     state.mkdir(parents=True, exist_ok=True)
     stores = {modality: entry.store for modality, entry in inputs.items()}
     predictor = Predictor(RecordedModel(model, state / "answers.jsonl"), stores, batch_size=config.batch_size)
-    llm = llm_note(model.metadata[wanted[0]]["llm"], config.dtype, config.quantization)
+    llm = llm_note(model.metadata[wanted[0]]["llm"], name_of(dtype_of(config.dtype)), config.quantization)
     conditions = [name for name in CONDITIONS if name in config.conditions]
     shared: dict[str, Any] = {"conditions": conditions, "seed": config.seed, "split": SPLIT, "llm": llm}
     records: dict[str, list[Record]] = {}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from anymal import processes
 from anymal.data.instructions import Origin
 from anymal.errors import AnymalError, ConfigError
-from anymal.stage import Config, In, Ins, Out, distributed, resumable
+from anymal.stage import Config, DType, In, Ins, Out, distributed, resumable
 
 
 class AdapterConfig(BaseModel):
@@ -27,7 +27,7 @@ class AdapterConfig(BaseModel):
 class FinetuneConfig(Config):
     """Knobs of `finetune`."""
 
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     quantization: Literal["none", "nf4", "int8"]
     """Of the frozen LLM; the adapter and the projectors are float32."""
     attention: Literal["eager", "sdpa", "flash_attention_2"]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from anymal.data.manifest import fingerprint
 from anymal.errors import DataError
 from anymal.executor import flatten
-from anymal.stage import Config, In, Ins, Out
+from anymal.stage import Config, DType, In, Ins, Out
 
 
 class InferenceConfig(BaseModel):
@@ -20,7 +20,7 @@ class InferenceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     merge: bool

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from anymal.errors import AnymalError
 from anymal.model.modalities import ModalityName
-from anymal.stage import Config, In, Out, per_modality, resumable
+from anymal.stage import Config, DType, In, Out, per_modality, resumable
 
 
 def _expression(pattern: str) -> str:
@@ -33,7 +33,7 @@ class LLMConfig(Section):
     """An LLM of the assets, in this process."""
 
     llm: str
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: DType
     quantization: Literal["none", "nf4", "int8"]
     attention: Literal["eager", "sdpa"]
     batch_size: int = Field(gt=0, le=4096)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anymal.errors import ConfigError, DataError
 from anymal.media.image import open_image, png
+from anymal.model.precision import dtype_of
 
 SCALED = ((np.arange(256, dtype=np.float32) - 127.0) / 128.0).astype(np.float32)
 """What EfficientNet-Lite reads for each byte of a pixel."""
@@ -21,8 +22,8 @@ GREY = Image.new("RGB", (256, 256), "grey")
 class EfficientNetLite:
     """EfficientNet-Lite0 trained on ImageNet: the 7 × 7 grid of its last feature map as 49 tokens of 1280.
 
-    Runs in bfloat16, channels last, with batch norms folded into the convolutions, which a CPU with AVX-512 BF16
-    runs several times faster than the plain float32 network.
+    Runs channels last, in bfloat16 where the processor multiplies it, with batch norms folded into the convolutions; a CPU with AVX-512 BF16
+    does so several times faster than the plain float32 network.
     """
 
     modality = "image"
@@ -37,7 +38,8 @@ class EfficientNetLite:
         network.eval().requires_grad_(False)
         for module in list(network.modules()):
             _fold_batch_norms(module)
-        self._network = network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+        self._dtype = dtype_of("auto")
+        self._network = network.to(dtype=self._dtype, memory_format=torch.channels_last)
 
     def read(self, source: Path | BinaryIO, name: str) -> np.ndarray:
         """One picture file to (3, 224, 224)."""
@@ -63,7 +65,7 @@ class EfficientNetLite:
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
         """(batch, 3, 224, 224) to (batch, 49, 1280)."""
-        maps: Tensor = self._network.extract_features(batch.to(dtype=torch.bfloat16, memory_format=torch.channels_last))
+        maps: Tensor = self._network.extract_features(batch.to(dtype=self._dtype, memory_format=torch.channels_last))
         return maps.flatten(2).transpose(1, 2).contiguous().float()
 
 
