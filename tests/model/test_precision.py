@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,7 +29,6 @@ def test_auto_imitates_nothing(monkeypatch, capabilities, expected):
 
 def test_what_this_processor_says_is_known_to_torch():
     """A renamed key would give float32 everywhere, three times slower where bfloat16 is real."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        flags = set(file.read().split())
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     real = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
     assert (dtype_of("auto") is torch.bfloat16) == real or torch.cuda.is_available()
