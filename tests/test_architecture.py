@@ -74,6 +74,12 @@ def test_evaluation_imports_none_of_its_neighbours():
         assert neighbours(path) <= {"evaluation", "errors", "progress", "data", "media", "model"}, path
 
 
+def test_safety_imports_none_of_its_neighbours():
+    """The classifiers and the guard judge texts and pictures; whose they are, they do not know. What asks the model takes it as an argument."""
+    for path in sources("anymal/safety"):
+        assert neighbours(path) <= {"safety", "errors", "progress", "data", "media", "evaluation"}, path
+
+
 def test_media_are_decoded_without_knowing_who_asks():
     for path in sources("anymal/media"):
         assert neighbours(path) <= {"media", "errors"}, path
