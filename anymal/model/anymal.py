@@ -300,6 +300,14 @@ class AnyMAL(nn.Module):
             rows.append(torch.cat(parts))
         return rows
 
+    def embed_prompts(self, samples: Sequence[Pieces]) -> list[Tensor]:
+        """Each prompt as the LLM sees it: text and modality tokens, (tokens, LLM dim)."""
+        return self._embed_prompts(samples, [0] * len(samples))
+
+    def embed_tokens(self, ids: Sequence[int]) -> Tensor:
+        """Tokens of text as embeddings (tokens, LLM dim)."""
+        return self._embed(ids)
+
     def project(self, samples: Sequence[Pieces]) -> list[list[Tensor]]:
         """The modality tokens of each sample's media, each (tokens, LLM dim); each projector runs once."""
         places: dict[str, list[tuple[int, int]]] = {}

@@ -1,0 +1,164 @@
+"""Decoding of several prompts at once, which join and leave between two tokens: what a server needs to batch requests that come when they like."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from anymal.model.anymal import AnyMAL
+    from anymal.model.prompt import Pieces
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token, as all measurements do.
+        top_p: only the likeliest tokens that together reach this probability.
+        seed: of the draws; the same prompt, settings and seed give the same answer whoever else is being answered, but for rounding.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class _Row:
+    key: Hashable
+    sampling: Sampling
+    generator: torch.Generator | None
+    position: int
+    """Of the next token to be fed."""
+    token: int
+    """The last one chosen, not fed yet."""
+
+
+@dataclass
+class _Batch:
+    """Rows with what the LLM has computed of them, padded on the left to one length."""
+
+    rows: list[_Row] = field(default_factory=list)
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values of each block, (rows, heads, length, dim)."""
+    mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    """(rows, length); 1 where there is a token."""
+
+
+class Decoder:
+    """The answers under way.
+
+    `join` reads prompts and chooses the first token of each; each `step` chooses one more for all of them. Tokens of a prompt are those that it
+    gets alone, but for rounding: padding is masked, and positions count the prompt's own tokens.
+    """
+
+    def __init__(self, model: AnyMAL) -> None:
+        self._model = model
+        self._batch = _Batch()
+
+    def __len__(self) -> int:
+        return len(self._batch.rows)
+
+    @torch.no_grad()
+    def join(self, prompts: Mapping[Hashable, tuple[Pieces, Sampling]]) -> dict[Hashable, int]:
+        """Read prompts, all in one pass; the first token of each answer. The end of turn is a token as any other: the caller calls `leave`."""
+        if not prompts:
+            return {}
+        llm = self._model.llm
+        samples = [pieces for pieces, _ in prompts.values()]
+        embedded = self._model.embed_prompts(samples)
+        lengths = [len(row) for row in embedded]
+        longest = max(lengths)
+        padded = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embedded])
+        places = torch.arange(longest, device=padded.device)
+        starts = torch.tensor([longest - length for length in lengths], device=padded.device)[:, None]
+        mask = (places >= starts).long()
+        cache = self._empty()
+        out = llm.base_model(inputs_embeds=padded, attention_mask=mask, position_ids=(places - starts).clamp(min=0), past_key_values=cache,
+                             use_cache=True)
+        rows = [_Row(key, sampling, _generator(sampling, padded.device), length, 0)
+                for (key, (_, sampling)), length in zip(prompts.items(), lengths, strict=True)]
+        self._choose(rows, out.last_hidden_state[:, -1])
+        self._batch = _merged(self._batch, _Batch(rows, [(layer.keys, layer.values) for layer in cache.layers], mask))
+        return {row.key: row.token for row in rows}
+
+    @torch.no_grad()
+    def step(self) -> dict[Hashable, int]:
+        """One more token of every answer under way."""
+        batch = self._batch
+        if not batch.rows:
+            return {}
+        device = batch.mask.device
+        cache = self._empty()
+        for place, (keys, values) in enumerate(batch.layers):
+            cache.update(keys, values, place)
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=1)
+        fed = self._model.embed_tokens([row.token for row in batch.rows])[:, None]
+        positions = torch.tensor([[row.position] for row in batch.rows], device=device)
+        out = self._model.llm.base_model(inputs_embeds=fed, attention_mask=batch.mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        batch.layers = [(layer.keys, layer.values) for layer in cache.layers]
+        for row in batch.rows:
+            row.position += 1
+        self._choose(batch.rows, out.last_hidden_state[:, -1])
+        return {row.key: row.token for row in batch.rows}
+
+    def leave(self, keys: Sequence[Hashable]) -> None:
+        """Forget these answers, finished or not, and free their memory."""
+        gone = set(keys)
+        kept = [place for place, row in enumerate(self._batch.rows) if row.key not in gone]
+        if len(kept) == len(self._batch.rows):
+            return
+        if not kept:
+            self._batch = _Batch()
+            return
+        chosen = torch.tensor(kept, device=self._batch.mask.device)
+        mask = self._batch.mask[chosen]
+        cut = int(mask.argmax(dim=1).min())  # columns that were padding of those who stay, too
+        layers = [(keys_[chosen, :, cut:].clone(), values[chosen, :, cut:].clone()) for keys_, values in self._batch.layers]
+        self._batch = _Batch([self._batch.rows[place] for place in kept], layers, mask[:, cut:])
+
+    def _choose(self, rows: Sequence[_Row], hidden: Tensor) -> None:
+        """Set each row's next token from the last hidden states (rows, dim)."""
+        logits = self._model.llm.get_output_embeddings()(hidden.contiguous()).float()
+        likeliest = logits.argmax(dim=-1).tolist()
+        for place, row in enumerate(rows):
+            row.token = likeliest[place] if row.generator is None else _draw(logits[place], row.sampling, row.generator)
+
+    def _empty(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+
+def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
+    return None if sampling.temperature == 0 else torch.Generator(device).manual_seed(sampling.seed)
+
+
+def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """A token drawn from the logits (vocabulary,), tempered and cut to the nucleus."""
+    shares, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
+    shares[(shares.cumsum(dim=-1) - shares) >= sampling.top_p] = 0.0
+    return int(order[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _merged(first: _Batch, second: _Batch) -> _Batch:
+    """Two batches as one, the shorter one padded on the left."""
+    if not first.rows:
+        return second
+    length = max(first.mask.shape[1], second.mask.shape[1])
+
+    def filled(tensor: Tensor, dim: int) -> Tensor:
+        missing = length - tensor.shape[dim]
+        shape = [*tensor.shape]
+        shape[dim] = missing
+        return torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if missing else tensor
+
+    layers = [(torch.cat([filled(a[0], 2), filled(b[0], 2)]), torch.cat([filled(a[1], 2), filled(b[1], 2)]))
+              for a, b in zip(first.layers, second.layers, strict=True)]
+    return _Batch([*first.rows, *second.rows], layers, torch.cat([filled(first.mask, 1), filled(second.mask, 1)]))
