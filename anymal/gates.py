@@ -16,7 +16,8 @@ from anymal.config import check
 from anymal.errors import AnymalError, ConfigError
 
 SECTION = "promote"
-EVIDENCE = {"evaluation.json": "evaluation", "samples.jsonl": "samples", "leakage.json": "leakage", "safety.json": "safety"}
+EVIDENCE = {"evaluation.json": "evaluation", "samples.jsonl": "samples", "leakage.json": "leakage", "safety.json": "safety",
+            "integrity.json": "integrity"}
 """File that goes with a version -> what it was called when the model was registered."""
 REQUIRED = ("evaluation.json", "samples.jsonl", "leakage.json")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,8 +32,8 @@ class _Rule(BaseModel):
 class Limit(_Rule):
     """A number that a figure must not pass."""
 
-    figure: str = Field(pattern=r"^(evaluation|safety|leakage)(\.[A-Za-z0-9_\-]+)+$")
-    """Document and dotted name: `evaluation.image.vqa.accuracy`, `safety.text.auroc`."""
+    figure: str = Field(pattern=r"^(evaluation|safety|integrity|leakage)(\.[A-Za-z0-9_\-]+)+$")
+    """Document and dotted name: `evaluation.image.vqa.accuracy`, `safety.text.auroc`, `integrity.text.harmless.guarded.refused`."""
     part: Literal["value", "low", "high", "n"]
     """What of the figure: its value, an end of its interval, or how many items are behind it. A plain number has a value only."""
     limit: float
@@ -93,6 +94,8 @@ class Evidence:
     """`results/leakage.json`."""
     safety: Mapping[str, Any] | None = None
     """`results/safety.json`."""
+    integrity: Mapping[str, Any] | None = None
+    """`results/safety_integrity.json`."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """File -> SHA-256 of its content, of those that are there."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -129,21 +132,34 @@ def rules_problems(section: object) -> list[str]:
         rules = check(Rules, section, SECTION)
     except ConfigError as error:
         return str(error).split("\n")
+    return twice(SECTION, {
+        "floors": [(rule.figure, rule.part) for rule in rules.floors], "ceilings": [(rule.figure, rule.part) for rule in rules.ceilings],
+        "regressions": [rule.figure for rule in rules.regressions], "modalities": rules.modalities, "grounding": rules.grounding})
+
+
+def twice(section: str, named: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What comes twice in the lists of a section.
+
+    Args:
+        named: knob -> what tells its entries apart, texts or tuples of texts.
+    """
     problems = []
-    named = {"floors": [(rule.figure, rule.part) for rule in rules.floors], "ceilings": [(rule.figure, rule.part) for rule in rules.ceilings],
-             "regressions": [rule.figure for rule in rules.regressions], "modalities": rules.modalities, "grounding": rules.grounding}
     for name, keys in named.items():
-        for key in sorted({str(key if isinstance(key, str) else ", ".join(key)) for key in keys if keys.count(key) > 1}):  # type: ignore[attr-defined]
-            problems.append(f"{SECTION}.{name}: {key} comes twice; keep one")
+        for key in sorted({key if isinstance(key, str) else ", ".join(key) for key in keys if list(keys).count(key) > 1}):
+            problems.append(f"{section}.{name}: {key} comes twice; keep one")
     return problems
 
 
 def judge_measured(rules: Rules, evidence: Evidence) -> list[Result]:
     """What the figures alone decide: readable files, floors, ceilings, grounding, and the audit for leakage."""
     results = [Result("lineage", name, False, f"{name}: {why}.") for name, why in sorted(evidence.unreadable.items())]
-    results += [_limit("floor", rule, evidence) for rule in rules.floors]
-    results += [_limit("ceiling", rule, evidence) for rule in rules.ceilings]
+    results += judge_limits(rules.floors, rules.ceilings, evidence)
     return [*results, *_grounding(rules, evidence), _leakage(evidence)]
+
+
+def judge_limits(floors: Sequence[Limit], ceilings: Sequence[Limit], evidence: Evidence) -> list[Result]:
+    """Whether each figure keeps its limit; one that is missing does not."""
+    return [*(_limit("floor", rule, evidence) for rule in floors), *(_limit("ceiling", rule, evidence) for rule in ceilings)]
 
 
 def judge_comparable(rules: Rules, evidence: Evidence) -> list[Result]:
@@ -184,7 +200,7 @@ def judge_lineage(rules: Rules, evidence: Evidence, tags: Mapping[str, str], doc
         document: the bundle's `bundle.json`.
     """
     inputs = {key.removeprefix(INPUT): value for key, value in tags.items() if key.startswith(INPUT)}
-    results = [_file(name, evidence, inputs) for name in EVIDENCE if name in REQUIRED or name in evidence.sha256]
+    results = judge_files(REQUIRED, evidence, inputs)
     wanted = {"checkpoints": any(name.startswith("checkpoints") and SHA256.fullmatch(value) for name, value in inputs.items())}
     wanted |= {f"{modality}.statistics": bool(SHA256.fullmatch(inputs.get(f"{modality}.statistics", ""))) for modality in rules.modalities}
     lacking = [name for name, there in wanted.items() if not there]
@@ -197,7 +213,26 @@ def judge_lineage(rules: Rules, evidence: Evidence, tags: Mapping[str, str], doc
         results.append(Result("lineage", "provenance", not differing, (
             f"The version's tags and the bundle's own record of what it was made from differ in {', '.join(differing)}." if differing else
             "The version's tags agree with the bundle's own record of what it was made from.")))  # fmt: skip
-    return [*results, _revision(rules, tags)]
+    return [*results, judge_revision(rules.revision, tags)]
+
+
+def judge_files(required: Sequence[str], evidence: Evidence, inputs: Mapping[str, str]) -> list[Result]:
+    """Whether the files of evidence are there and the ones that were registered.
+
+    Args:
+        required: files that must be there; others are judged if they are.
+        inputs: what the version says it was made from and measured by -> SHA-256.
+    """
+    return [_file(name, evidence, inputs) for name in EVIDENCE if name in required or name in evidence.sha256]
+
+
+def judge_revision(allowed: Literal["any", "known", "clean"], tags: Mapping[str, str]) -> Result:
+    """Whether the code that registered a version is of a revision that a rule takes."""
+    revision, dirty = tags.get("git.revision"), tags.get("git.dirty")
+    state = "unknown" if revision is None else f"{revision[:12]}{', with local changes' if dirty != 'false' else ''}"
+    passed = allowed == "any" or (revision is not None and (allowed == "known" or dirty == "false"))
+    asked = "any" if allowed == "any" else f"only a {allowed} one"
+    return Result("lineage", "revision", passed, f"The revision of the code that registered it is {state}; the rule takes {asked}.")
 
 
 def markdown(title: str, results: Sequence[Result], notes: Sequence[str] = ()) -> str:
@@ -260,14 +295,6 @@ def _file(name: str, evidence: Evidence, inputs: Mapping[str, str]) -> Result:
     if found != registered:
         return Result("lineage", name, False, f"evidence/{name} (SHA-256 {found[:12]}…) is not the one that was registered ({registered[:12]}…).")
     return Result("lineage", name, True, f"evidence/{name} is the one that was registered ({found[:12]}…).")
-
-
-def _revision(rules: Rules, tags: Mapping[str, str]) -> Result:
-    revision, dirty = tags.get("git.revision"), tags.get("git.dirty")
-    state = "unknown" if revision is None else f"{revision[:12]}{', with local changes' if dirty != 'false' else ''}"
-    passed = rules.revision == "any" or (revision is not None and (rules.revision == "known" or dirty == "false"))
-    asked = "any" if rules.revision == "any" else f"only a {rules.revision} one"
-    return Result("lineage", "revision", passed, f"The revision of the code that registered it is {state}; the rule takes {asked}.")
 
 
 def _regression(rules: Rules, rule: Regression, evidence: Evidence, champion: Champion | None) -> Result:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anymal import cluster, gates
+from anymal import cluster, gates, guard_gates
 from anymal.config import Config, read_document, read_json, validate, with_nulls
 from anymal.errors import ConfigError
 from anymal.stage import Stage, load_stage, stage_names
 
-SETTINGS = {cluster.SECTION: cluster.cluster_problems, gates.SECTION: gates.rules_problems}
+SETTINGS = {cluster.SECTION: cluster.cluster_problems, gates.SECTION: gates.rules_problems,
+            guard_gates.SECTION: guard_gates.guard_rules_problems}
 """Sections that belong to no stage -> what says all that is wrong with one."""
 
 

@@ -15,8 +15,8 @@ from anymal import registry
 from anymal.data.manifest import sha256_of
 from anymal.errors import AnymalError, BundleError
 from anymal.gates import EVIDENCE, Champion, Evidence, Result, Rules, judge_against, judge_bundle, judge_lineage, judge_measured, markdown
+from anymal.guard_gates import GuardRules, judge_guard
 from anymal.ledger import PROMOTED, REFUSED, ROLLED_BACK
-from anymal.model.bundle import read_bundle
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Decision:
     """The same as Markdown."""
 
 
-def promote(reference: str, rules: Rules, *, dry_run: bool) -> Decision:
+def promote(reference: str, rules: Rules | GuardRules, *, dry_run: bool) -> Decision:
     """Judge a registered version and, if every rule passes, make it champion.
 
     Args:
         reference: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        rules: of a model, or of a guard, which the version then must be.
         dry_run: judge only; nothing is recorded and nothing moved.
 
     Raises:
@@ -114,16 +115,25 @@ def dump(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _judge(version: registry.Version, champion: registry.Version | None, rules: Rules) -> list[Result]:
+def _judge(version: registry.Version, champion: registry.Version | None, rules: Rules | GuardRules) -> list[Result]:
+    kind = _kind(rules)
     document, problem = None, None
     try:
-        document = read_bundle(registry.resolve_bundle(version.uri))
+        document = kind.read(registry.resolve_bundle(version.uri, kind))
     except BundleError as error:
         problem = str(error).rstrip(".")
     evidence = _evidence(version)
     compared = None if champion is None else Champion(champion.number, _evidence(champion))
+    if isinstance(rules, GuardRules):
+        return judge_guard(rules, evidence, compared, document=document, problem=problem, tags=version.tags)
     return [*judge_measured(rules, evidence), *judge_against(rules, evidence, compared), judge_bundle(rules, document, problem),
             *judge_lineage(rules, evidence, version.tags, document)]
+
+
+def _kind(rules: Rules | GuardRules) -> registry.Kind:
+    from anymal.serving.guard import GUARD
+
+    return GUARD if isinstance(rules, GuardRules) else registry.MODEL
 
 
 def _evidence(version: registry.Version) -> Evidence:
@@ -138,7 +148,7 @@ def _notes(standing: registry.Standing) -> list[str]:
     return [f"{note}, which was made so by hand: no decision says why." if standing.by_hand else f"{note}."]
 
 
-def _decision(decision: str, version: registry.Version, standing: registry.Standing, *, notes: list[str], rules: Rules | None = None,
+def _decision(decision: str, version: registry.Version, standing: registry.Standing, *, notes: list[str], rules: Rules | GuardRules | None = None,
               results: Sequence[Result] = ()) -> Decision:
     champion = standing.champion
     refused = [f"{result.rule}: {result.sentence}" for result in results if not result.passed]

@@ -1,4 +1,4 @@
-"""The model registry: bundles become versions of an MLflow registered model, aliases say which one counts.
+"""The model registry: bundles, and guards, become versions of an MLflow registered model, aliases say which one counts.
 
 The only code that moves an alias. Whether one may be moved is decided by pure functions of figures (anymal/gates.py), and which of two
 decisions at once holds by the ledger (anymal/ledger.py).
@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,31 @@ MAX_DESCRIPTION = 5000
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "pillow", "numpy", "pydantic", "filelock", "efficientnet-lite-pytorch",
                 "av", "matplotlib")
 """What loading a bundle imports; their installed versions are written down, so that MLflow need not run the model to find them out."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a model in the registry takes: rows of texts, each column of which may be left out."""
+
+    columns: tuple[str, ...]
+    example: Mapping[str, str] | None
+    """A row."""
+    parameters: Mapping[str, int]
+    """Name -> default."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the versions of a registered model are: folders with a manifest and a card (README.md), which MLflow loads with one of our modules."""
+
+    description: str
+    """Of the registered model."""
+    loader: str
+    """Module with MLflow's `_load_pyfunc`."""
+    read: Callable[[Path], Mapping[str, Any]]
+    """The document of such a folder, after its files were checked; BundleError if it is damaged or none."""
+    rows: Callable[[Mapping[str, Any]], Rows]
+    """The document -> what it is asked."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,7 @@ class Standing:
 
 
 def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str],
-                    evidence: Mapping[str, Path]) -> Registration:
+                    evidence: Mapping[str, Path], kind: Kind | None = None, card: str | None = None) -> Registration:
     """Make a bundle a version of the registered model `name` and point `alias` at it.
 
     A bundle that is registered already (by the SHA-256 of its manifest) keeps its version. The model is logged to the active
@@ -110,12 +135,15 @@ def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str
         metrics: figures of the evaluation, by dotted name; attached to the model and the active stage's run, if there is one.
         tags: what it was made from (data versions), shown with the version.
         evidence: file name -> what was measured of it, kept in the folder `evidence` of the version.
+        kind: what the folder is; a model bundle if not given.
+        card: the version's description; the folder's own README.md if not given.
 
     Raises:
         BundleError: if the bundle is damaged.
         TrackingError: if MLflow refuses or cannot be reached.
     """
-    read_bundle(bundle)
+    kind = kind or MODEL
+    kind.read(bundle)
     digest = bundle_sha256(bundle)
     tracking.check_store()
     run = tracking.run_id()
@@ -124,13 +152,17 @@ def register_bundle(bundle: Path, *, name: str, alias: str, metrics: Mapping[str
         version = _find_version(client, name, digest)
         if created := version is None:
             mlflow.set_experiment(experiment_id=experiment)
-            version = _create_version(mlflow, client, bundle, name=name, digest=digest, run=run, metrics=metrics, tags=tags, evidence=evidence)
+            version = _create_version(mlflow, client, bundle, kind, name=name, digest=digest, run=run, metrics=metrics, tags=tags,
+                                      evidence=evidence, card=card)
         client.set_registered_model_alias(name, alias, str(version))
     return Registration(name, version, alias, digest, created)
 
 
-def resolve_bundle(reference: str) -> Path:
+def resolve_bundle(reference: str, kind: Kind | None = None) -> Path:
     """The folder of a bundle: a local path as it is, `models:/NAME@ALIAS` or `models:/NAME/VERSION` downloaded from MLflow once.
+
+    Args:
+        kind: what the folder is; a model bundle if not given.
 
     Raises:
         BundleError: if there is no such folder, model, alias or version.
@@ -146,7 +178,7 @@ def resolve_bundle(reference: str) -> Path:
     if not folder.is_dir():
         with _mlflow() as mlflow:
             _download(mlflow, found.uri, folder)
-    read_bundle(folder)
+    (kind or MODEL).read(folder)
     if bundle_sha256(folder) != digest:
         raise BundleError(f"{reference}: version {found.number} is registered with bundle {digest[:12]}…, but {folder} holds another; "
                           "remove that folder")
@@ -382,20 +414,20 @@ def _find_version(client: Any, name: str, digest: str) -> int | None:
     return max((int(version.version) for version in versions), default=None)
 
 
-def _create_version(mlflow: Any, client: Any, bundle: Path, *, name: str, digest: str, run: str | None, metrics: Mapping[str, float],
-                    tags: Mapping[str, str], evidence: Mapping[str, Path]) -> int:
+def _create_version(mlflow: Any, client: Any, bundle: Path, kind: Kind, *, name: str, digest: str, run: str | None, metrics: Mapping[str, float],
+                    tags: Mapping[str, str], evidence: Mapping[str, Path], card: str | None) -> int:
     from mlflow.models import Model
 
-    document = read_bundle(bundle)
+    document = kind.read(bundle)
     git = tracking.git_version()
     labels = {SHA_TAG: digest, "anymal.version": __version__, **({"git.revision": git["revision"], "git.dirty": git["dirty"]} if git else {}), **tags}
-    signature, example = _signature(document)
+    signature, example = _signature(kind.rows(document))
     with tempfile.TemporaryDirectory(prefix="anymal-register-") as folder:
         # The stage's output still has its temporary name; in the model it is called `bundle`.
         link = Path(folder) / "bundle"
         link.symlink_to(bundle.absolute(), target_is_directory=True)
         logged = Model.log(None, _Saver, name=name, run_id=run, tags=labels, metadata=labels, signature=signature, input_example=example,
-                           loader_module="anymal.serving.pyfunc", data_path=str(link), code_paths=[str(Path(__file__).parent)],
+                           loader_module=kind.loader, data_path=str(link), code_paths=[str(Path(__file__).parent)],
                            pip_requirements=_requirements(), validate_serving_input=False)
         files = Path(folder) / EVIDENCE
         files.mkdir()
@@ -407,9 +439,10 @@ def _create_version(mlflow: Any, client: Any, bundle: Path, *, name: str, digest
         numbers = [(tracking.clean_key(key), value) for key, value in metrics.items()]
         for start in range(0, len(numbers), MAX_METRICS):
             mlflow.log_metrics(dict(numbers[start : start + MAX_METRICS]), run_id=run, model_id=logged.model_id)
-    _create_model(client, name, "AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.")
-    card = _shortened((bundle / CARD).read_text(encoding="utf-8"), f"… The whole card is {CARD} of the bundle.")
-    version = client.create_model_version(name, logged.model_uri, run_id=run, tags=labels, description=card, model_id=logged.model_id)
+    _create_model(client, name, kind.description)
+    whole = (bundle / CARD).read_text(encoding="utf-8") if card is None else card
+    described = _shortened(whole, f"… The whole card is {CARD} of the bundle." if card is None else "…")
+    version = client.create_model_version(name, logged.model_uri, run_id=run, tags=labels, description=described, model_id=logged.model_id)
     return int(version.version)
 
 
@@ -442,23 +475,33 @@ class _Saver:
         mlflow.pyfunc.save_model(**arguments)
 
 
-def _signature(document: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Rows in, texts out; and one example row with a small picture."""
+def _signature(rows: Rows) -> tuple[Any, Any]:
+    """MLflow's signature, and the example as a table."""
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([ColSpec(DataType.string, column, required=False) for column in rows.columns])
+    parameters = ParamSchema([ParamSpec(name, DataType.long, value) for name, value in rows.parameters.items()])
+    signature = ModelSignature(inputs, Schema([ColSpec(DataType.string)]), **({"params": parameters} if rows.parameters else {}))
+    return signature, None if rows.example is None else pd.DataFrame([dict(rows.example)])
+
+
+def _bundle_rows(document: Mapping[str, Any]) -> Rows:
+    """Questions with media; and one example row with a small picture."""
     from PIL import Image
 
-    modalities = list(document["encoders"])
-    inputs = Schema([ColSpec(DataType.string, column, required=False) for column in (*modalities, "media", "question")])
-    limit = ParamSpec("max_new_tokens", DataType.long, document["inference"]["max_new_tokens"])
-    signature = ModelSignature(inputs, Schema([ColSpec(DataType.string)]), ParamSchema([limit]))
+    modalities = tuple(document["encoders"])
+    columns, parameters = (*modalities, "media", "question"), {"max_new_tokens": int(document["inference"]["max_new_tokens"])}
     if "image" not in modalities:
-        return signature, None
+        return Rows(columns, None, parameters)
     stream = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(stream, "PNG")
     image = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return signature, pd.DataFrame([{"image": image, "question": "What colour is this?"}])
+    return Rows(columns, {"image": image, "question": "What colour is this?"}, parameters)
+
+
+MODEL = Kind("AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.", "anymal.serving.pyfunc", read_bundle, _bundle_rows)
 
 
 def _requirements() -> list[str]:

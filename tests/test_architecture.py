@@ -77,7 +77,7 @@ def test_evaluation_imports_none_of_its_neighbours():
 def test_safety_imports_none_of_its_neighbours():
     """The classifiers and the guard judge texts and pictures; whose they are they do not know: neither stages nor curation, registry or server."""
     for path in sources("anymal/safety"):
-        assert neighbours(path) <= {"safety", "config", "errors", "progress", "data", "media", "evaluation", "model", "training"}, path
+        assert neighbours(path) <= {"safety", "config", "curation", "errors", "progress", "data", "media", "evaluation", "model", "training"}, path
 
 
 def test_media_are_decoded_without_knowing_who_asks():

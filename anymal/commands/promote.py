@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from anymal.gates import Rules
+    from anymal.guard_gates import GuardRules
 
 FILE = click.Path(path_type=Path)
 EXIT_REFUSED = 3
@@ -21,6 +22,7 @@ EXIT_REFUSED = 3
 @click.argument("reference", required=False, metavar="models:/NAME@ALIAS|models:/NAME/VERSION|models:/NAME")
 @click.option("--registration", type=FILE, metavar="FILE", help="What `register` wrote, instead of an address.")
 @click.option("--config", metavar="FILE|JSON", help="A profile (its section `promote` is read), or the section itself as JSON.")
+@click.option("--guard", is_flag=True, help="It is a guard: the section is `promote_guard`.")
 @click.option("--rollback", is_flag=True, help="Make the previous champion of models:/NAME champion again.")
 @click.option("--reason", metavar="TEXT", help="Why it is rolled back; recorded with it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be decided; nothing is recorded, nothing moved.")
@@ -28,8 +30,8 @@ EXIT_REFUSED = 3
 @click.option("--report", type=FILE, metavar="FILE", help="Where to write it as Markdown.")
 @click.option("--verdict", type=FILE, metavar="FILE", help="Where to write `promoted` or `refused`; a refusal then is no error.")
 @click.option("--executor-input", metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs.")
-def command(*, reference: str | None, registration: Path | None, config: str | None, rollback: bool, reason: str | None, dry_run: bool,
-            decision: Path | None, report: Path | None, verdict: Path | None, executor_input: str | None) -> None:
+def command(*, reference: str | None, registration: Path | None, config: str | None, guard: bool, rollback: bool, reason: str | None,
+            dry_run: bool, decision: Path | None, report: Path | None, verdict: Path | None, executor_input: str | None) -> None:
     """Make a registered version champion if every gate of the profile passes, or refuse it with every reason.
 
     The decision is recorded in MLflow: as tags of the version, and as a document in the ledger of decisions, where it stays. The exit status is
@@ -43,13 +45,13 @@ def command(*, reference: str | None, registration: Path | None, config: str | N
     if (reference is None) == (registration is None):
         raise click.UsageError("give either an address such as models:/anymal@candidate or --registration")
     if rollback:
-        if reference is None or config is not None or verdict is not None or not reason:
-            raise click.UsageError("--rollback takes models:/NAME and --reason, and neither --registration, --config nor --verdict")
+        if reference is None or config is not None or guard or verdict is not None or not reason:
+            raise click.UsageError("--rollback takes models:/NAME and --reason, and neither --registration, --config, --guard nor --verdict")
         made = roll_back(_model(reference), reason=reason, dry_run=dry_run)
     else:
         if config is None or reason is not None:
             raise click.UsageError("--config is needed, and --reason belongs to --rollback")
-        made = promote(reference or _registered(registration), _rules(config), dry_run=dry_run)
+        made = promote(reference or _registered(registration), _rules(config, guard), dry_run=dry_run)
     click.echo(made.report)
     if dry_run:
         click.echo("Dry run: nothing was recorded, nothing moved.")
@@ -86,8 +88,10 @@ def _registered(registration: Path | None) -> str:
         raise DataError(f"--registration {registration}: is not what the stage register writes ({type(error).__name__}: {error})") from error
 
 
-def _rules(config: str) -> Rules:
-    from anymal.gates import SECTION, rules_of
+def _rules(config: str, guard: bool) -> Rules | GuardRules:
+    from anymal import gates, guard_gates
     from anymal.profile import read_settings
 
-    return rules_of(read_settings(config, SECTION))
+    if guard:
+        return guard_gates.guard_rules_of(read_settings(config, guard_gates.SECTION))
+    return gates.rules_of(read_settings(config, gates.SECTION))
