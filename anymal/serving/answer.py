@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from anymal.model.anymal import AnyMAL
-    from anymal.model.prompt import Prompt, Template
+    from anymal.model.prompt import Medium, Template
 
 BATCHES_AT_ONCE = 16
 """Batches whose media are in memory together; the model sorts them by length."""
@@ -57,18 +57,24 @@ def answer(model: AnyMAL, requests: Sequence[Request], *, max_new_tokens: int, b
         DataError: if a file is missing or cannot be decoded, the model has no projector for its modality, the files do not match the
             placeholders of the question or the model's prompt, or the prompt is longer than the model can read.
     """
-    checked = [_messages(model, request) for request in requests]
+    from anymal.model.prompt import Prompt
+
+    checked = [messages_of(model, request) for request in requests]
     answers: list[str] = []
     size = batch_size * BATCHES_AT_ONCE
     for start in range(0, len(requests), size):
         rows = range(start, min(start + size, len(requests)))
-        prompts = [_prompt(model, requests[i], checked[i], watch) for i in rows]
+        prompts = [Prompt(checked[i], encoded(model, requests[i].media, watch)) for i in rows]
         answers += model.generate(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return answers
 
 
-def _messages(model: AnyMAL, request: Request) -> list[dict[str, str]]:
-    """The chat messages of a request, checked against its media before any file is read."""
+def messages_of(model: AnyMAL, request: Request) -> list[dict[str, str]]:
+    """The chat messages of a request, checked against its media before any file is read.
+
+    Raises:
+        DataError: as `answer` does, but for what only reading a file shows.
+    """
     given = [modality for modality, _ in request.media]
     for modality in given:
         if modality not in model.templates:
@@ -106,16 +112,21 @@ def describe(modalities: Sequence[str]) -> str:
     return f"Describe {' and '.join([*([', '.join(first)] if first else []), last])}."
 
 
-def _prompt(model: AnyMAL, request: Request, messages: Sequence[Mapping[str, str]], watch: Callable[[str, np.ndarray], None] | None) -> Prompt:
-    from anymal.model.prompt import Medium, Prompt
+def encoded(model: AnyMAL, media: Sequence[tuple[str, Path | Content]], watch: Callable[[str, np.ndarray], None] | None = None) -> list[Medium]:
+    """Files read within their limits and encoded, in order.
 
-    media = []
-    for modality, source in request.media:
+    Raises:
+        DataError: if one is missing, too large, or cannot be decoded.
+    """
+    from anymal.model.prompt import Medium
+
+    found = []
+    for modality, source in media:
         array = _read(model, modality, source)
         if watch is not None:
             watch(modality, array)
-        media.append(Medium(modality, model.encode(modality, [array])[0]))
-    return Prompt(messages, media)
+        found.append(Medium(modality, model.encode(modality, [array])[0]))
+    return found
 
 
 def _read(model: AnyMAL, modality: str, source: Path | Content) -> np.ndarray:

@@ -214,10 +214,7 @@ class Engine:
         if place is not None:
             text, ended = text[:place], True
         full = len(work.ids) >= work.limit
-        if ended or full:
-            text = text.rstrip()
-        else:
-            text = text[: len(text) - _unsettled(text, work.stops)]
+        text = text.rstrip() if ended or full else text[: len(text) - _unsettled(text, work.stops)]
         work.answer.push(text[work.said :])
         work.said = max(work.said, len(text))
         return "stop" if ended else "length" if full else None

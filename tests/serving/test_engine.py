@@ -76,8 +76,8 @@ def test_a_stop_ends_the_answer_before_it_even_if_tokens_part_it(model, offline,
 
 
 @pytest.mark.parametrize(("text", "stops", "held"), [
-    ("", (), 0), ("red", (), 0), ("red ", (), 1), ("red \N{REPLACEMENT CHARACTER}", (), 2), ("a\n\nUs", ("\n\nUser:",), 4), ("aab", ("abc", "bcd"), 2),
-    ("ab ", ("x",), 1), ("abc", ("abcabd",), 3),
+    ("", (), 0), ("red", (), 0), ("red ", (), 1), ("red \N{REPLACEMENT CHARACTER}", (), 2), ("a\n\nUs", ("\n\nUser:",), 4),
+    ("aab", ("abc", "bcd"), 2), ("ab ", ("x",), 1), ("abc", ("abcabd",), 3),
 ])
 def test_what_may_be_taken_back_is_held(text, stops, held):
     assert _unsettled(text, stops) == held
