@@ -14,6 +14,7 @@ from anymal.curation.instruction_media import EXTENSIONS, preview, read_members
 from anymal.curation.instructions import REASONS, Candidate, Imported, Medium, members_of
 from anymal.curation.keys import spread
 from anymal.curation.pages import data_uri, page
+from anymal.curation.screening import count_harmful
 from anymal.data.instructions import write_instructions
 from anymal.data.manifest import write_manifest
 from anymal.data.shards import Sample, ShardWriter
@@ -73,6 +74,7 @@ def statistics(imported: Imported) -> dict[str, Any]:
         "sources": {name: count_verdicts([c.drop for c in imported.candidates if c.source.name == name], REASONS) for name in names},
         "splits": {split: sum(c.split == split for c in kept) for split in SPLITS},
         "test_wanted": imported.test_wanted,
+        **({"harmful": count_harmful(c.drop for c in imported.candidates)} if imported.screened else {}),
         "origins": dict(sorted(Counter(c.instruction.origin for c in kept if c.instruction is not None).items())),
         "modalities": dict(sorted(Counter("+".join(sorted({m.name.modality for m in c.media})) for c in kept).items())),
         "turns": {str(number): turns[number] for number in sorted(turns)},

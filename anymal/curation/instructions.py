@@ -16,6 +16,8 @@ from anymal.curation.drops import Drop, all_dropped
 from anymal.curation.duplicates import assign_split, components
 from anymal.curation.instruction_media import Index, Known, MediaSettings, Stored
 from anymal.curation.instruction_readers import READERS, Raw
+from anymal.curation.screening import REASONS as HARMFUL
+from anymal.curation.screening import Screen
 from anymal.data.instructions import Instruction, InvalidRecordError, MediumName, parse_instruction
 from anymal.errors import ConfigError, DataError
 from anymal.model.modalities import placeholder
@@ -47,6 +49,7 @@ REASONS: dict[str, str] = {
     "media_unreadable": "a medium cannot be used",
     "test_leak": "a medium is, or looks like, one of a curated test split",
     "duplicate": "the same was asked of the same media before",
+    **{reason: meaning for reason, meaning in HARMFUL.items() if reason != "harmful_together"},
 }
 """In the order in which the rules are applied, each with the sentence that the report shows."""
 
@@ -112,6 +115,8 @@ class Imported:
     test_wanted: int
     groups: dict[str, str] = field(default_factory=dict)
     """Group of a medium -> what the split keeps together with it."""
+    screened: bool = False
+    """Whether safety classifiers were asked."""
 
     @property
     def kept(self) -> list[Candidate]:
@@ -120,7 +125,7 @@ class Imported:
 
 
 def import_records(sources: Sequence[Source], shards: Sequence[Path], *, limits: TextLimits, media: MediaSettings, test_count: int,
-                   val_fraction: float, seed: int, scratch: Path, workers: int) -> Imported:
+                   val_fraction: float, seed: int, scratch: Path, workers: int, screen: Screen | None = None) -> Imported:
     """Read, check, resolve and split.
 
     Args:
@@ -128,6 +133,7 @@ def import_records(sources: Sequence[Source], shards: Sequence[Path], *, limits:
         test_count: instructions to hold out for people to judge.
         val_fraction: of the groups that are not held out.
         scratch: folder for converted files; they must stay until everything is written.
+        screen: safety classifiers to ask about texts and new pictures; those of the curated shards were looked at there. None for none.
 
     Raises:
         ConfigError: naming the source whose file or folder is wrong.
@@ -136,7 +142,9 @@ def import_records(sources: Sequence[Source], shards: Sequence[Path], *, limits:
     candidates = [candidate for source in sources for candidate in _collect(source, limits)]
     _resolve(candidates, shards, media, scratch, workers)
     _drop_duplicates(candidates)
-    imported = Imported(candidates, test_count)
+    if screen is not None:
+        _drop_harmful([candidate for candidate in candidates if candidate.drop is None], screen)
+    imported = Imported(candidates, test_count, screened=screen is not None)
     if sources:
         _refuse_empty(imported)
         _split(imported, test_count=test_count, val_fraction=val_fraction, seed=seed)
@@ -329,6 +337,23 @@ def _drop_duplicates(candidates: Sequence[Candidate]) -> None:
             other = seen.setdefault(shown, candidate.instruction.id)
             if other != candidate.instruction.id:
                 candidate.drop = Drop("duplicate", f"of {other}")
+
+
+def _drop_harmful(candidates: Sequence[Candidate], screen: Screen) -> None:
+    """Drop what holds a question or answer, or a new picture, that a classifier finds harmful."""
+    said = [(candidate, text) for candidate in candidates if candidate.instruction for turn in candidate.instruction.turns for text in turn]
+    shown = [(candidate, medium.stored.path) for candidate in candidates for medium in candidate.media
+             if medium.stored is not None and medium.name.modality == "image"]
+    paths = list(dict.fromkeys(path for _, path in shown))
+    texts = list(dict.fromkeys(placeholder().sub(" ", text).strip() for _, text in said))
+    of_text = dict(zip(texts, screen.texts(texts), strict=True))
+    of_path = dict(zip(paths, screen.pictures(paths), strict=True))
+    for candidate, text in said:
+        if candidate.drop is None and (category := of_text[placeholder().sub(" ", text).strip()]) is not None:
+            candidate.drop = Drop("harmful_text", category)
+    for candidate, path in shown:
+        if candidate.drop is None and (category := of_path[path]) is not None:
+            candidate.drop = Drop("harmful_picture", category)
 
 
 def _refuse_empty(imported: Imported) -> None:

@@ -17,6 +17,7 @@ from anymal.curation.keys import spread
 from anymal.curation.pages import data_uri, page
 from anymal.curation.pipeline import Candidate, Composed, Curated
 from anymal.curation.rules import REASONS
+from anymal.curation.screening import count_harmful
 from anymal.curation.stamps import write_stamp_list
 from anymal.data.shards import Sample, ShardWriter
 
@@ -113,6 +114,7 @@ def statistics(curated: Curated) -> dict[str, Any]:
                    "captions": sum(len(s.captions) for s in kept_scenes),
                    "captions_dropped_by_cat": sum(len(s.scene.captions) - len(s.captions) for s in curated.composed),
                    "questions": dict(sorted(questions.items()))},
+        **({"harmful": count_harmful(c.drop for c in curated.candidates)} if curated.screened else {}),
         "faces": {"pictures": sum(count > 0 for count in faces), "blurred": sum(faces)},
         "caption_words": {"mean": round(stats.fmean(words), 3), "median": stats.median(words), "most": max(words)},
         "cat": {"with_relation": sum(c.complexity >= 1 for c in kept), "with_action": sum(c.actions >= 1 for c in kept),

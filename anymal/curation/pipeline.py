@@ -22,6 +22,7 @@ from anymal.curation.files import matches
 from anymal.curation.keys import make_key
 from anymal.curation.rules import REASONS
 from anymal.curation.scenes import Scene, Stamp
+from anymal.curation.screening import Screen, drop_harmful
 from anymal.curation.sources import READERS, Item
 from anymal.curation.workers import ImageJob, ImageSettings, Picture, SceneJob, draw_scene, parallel, take_picture
 from anymal.errors import DataError
@@ -101,6 +102,8 @@ class Curated:
     candidates: list[Candidate]
     composed: list[Composed]
     authors: dict[str, list[str]] = field(default_factory=dict)
+    screened: bool = False
+    """Whether safety classifiers were asked."""
 
     @property
     def kept(self) -> list[Candidate]:
@@ -363,8 +366,11 @@ def refuse_empty(candidates: Sequence[Candidate]) -> None:
 
 def curate_images(sources: Sequence[Source], *, captions: CaptionLimits, author_min_images: int, image_settings: ImageSettings,
                   duplicate_settings: DuplicateSettings, scene_settings: SceneSettings, val_fraction: float, test_fraction: float, seed: int,
-                  parser: Any, scratch: Path, workers: int, say: Callable[[str], None] = lambda _: None) -> Curated:
+                  parser: Any, scratch: Path, workers: int, screen: Screen | None = None, say: Callable[[str], None] = lambda _: None) -> Curated:
     """Run all rules over all sources.
+
+    Args:
+        screen: safety classifiers to ask about what is left before it is split; None for none.
 
     Returns:
         Every image seen with its verdict, and the scenes; pictures lie in `scratch`.
@@ -377,11 +383,12 @@ def curate_images(sources: Sequence[Source], *, captions: CaptionLimits, author_
     refuse_empty(candidates)
     take_pictures(candidates, settings=image_settings, scratch=scratch, workers=workers)
     drop_duplicates(candidates, duplicate_settings)
+    drop_harmful(candidates, screen)
     refuse_empty(candidates)
     assign_groups(candidates, duplicate_settings, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     check_conservation(candidates)
     composed = compose(candidates, settings=scene_settings, images_as=image_settings, parser=parser, scratch=scratch, workers=workers, seed=seed)
-    curated = Curated(candidates, composed, authors)
+    curated = Curated(candidates, composed, authors, screened=screen is not None)
     drop_alike_scenes(curated, duplicate_settings)
     checked = audit(curated, duplicate_settings)
     say(f"{len(curated.kept)} pictures of {len(candidates)} and {len(curated.kept_scenes)} scenes kept; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from anymal.curation import screening
+
 REASONS: dict[str, str] = {
     "excluded_by_profile": "its path matches one of the source's exclude patterns",
     "unreadable": "the file or archive member cannot be read, or leaves its folder",
@@ -24,5 +26,6 @@ REASONS: dict[str, str] = {
     "text_in_image": "CAT: text read from the picture is repeated in the caption",
     "exact_duplicate": "the same pixels were kept under another key",
     "near_duplicate": "a picture that looks alike was kept under another key",
+    **screening.REASONS,
 }
 """In the order in which the rules are applied."""

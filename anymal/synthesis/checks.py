@@ -27,6 +27,7 @@ REASONS: dict[str, str] = {
     "colors": "a color is given to what the captions do not give it to",
     "positions": "a place, direction, size or relation disagrees with the annotation or cannot be checked",
     "unsupported": "too many words are neither in the annotation nor common ones",
+    "unsafe": "a safety classifier finds the question or the answer harmful",
     "answerable_blind": "the LLM finds the answer likely from the question alone",
     "near_duplicate": "pairs like it were kept already",
     "refers_to_dropped": "the question speaks of 'it' or 'they' of a turn that was dropped",

@@ -145,10 +145,11 @@ def _requests(kind: Kind, descriptions: Sequence[Description], ways: Sequence[As
 
 
 def judge(chosen: Chosen, answers: Mapping[str, Answer], *, likelihoods: Likelihoods | None, threshold: float, similarity: float, most_alike: int,
-          harmful: Sequence[re.Pattern[str]]) -> list[Judged]:
+          harmful: Sequence[re.Pattern[str]], unsafe: Callable[[Sequence[str]], Sequence[str | None]] | None = None) -> list[Judged]:
     """Parse and check every answer.
 
     Args:
+        unsafe: gives texts the category that a safety classifier finds in them; None leaves that check out.
         likelihoods: gives pairs their mean log-likelihood without the medium; None leaves that check out.
         threshold: the greatest likelihood of a pair that is kept.
         similarity: share of common word triples from which two pairs are alike.
@@ -160,6 +161,8 @@ def judge(chosen: Chosen, answers: Mapping[str, Answer], *, likelihoods: Likelih
     judged: list[Judged] = []
     for asked in sorted(chosen.asked, key=lambda asked: asked.request.id):
         judged += _check(asked, answers[asked.request.id], Facts(asked.description, chosen.lexicon), harmful)
+    if unsafe is not None:
+        _drop_unsafe(judged, unsafe)
     if likelihoods is not None:
         candidates = [found.pair for found in judged if found.reason is None and found.pair is not None]
         scores = likelihoods(list(dict.fromkeys(candidates)))
@@ -194,6 +197,16 @@ def _check(asked: Asked, answer: Answer, facts: Facts, harmful: Sequence[re.Patt
         pair = Pair(question, reply)
         found = problem(pair, facts, asked.kind.limits, examples=examples, harmful=harmful)
         yield Judged(f"{name}-{index}", asked, pair, form(((question, reply),)), *(found or (None, "")))
+
+
+def _drop_unsafe(judged: Sequence[Judged], unsafe: Callable[[Sequence[str]], Sequence[str | None]]) -> None:
+    pairs = [(found, found.pair) for found in judged if found.reason is None and found.pair is not None]
+    texts = list(dict.fromkeys(text for _, pair in pairs for text in (pair.question, pair.answer)))
+    categories = dict(zip(texts, unsafe(texts), strict=True))
+    for found, pair in pairs:
+        category = categories[pair.question] or categories[pair.answer]
+        if category is not None:
+            found.reason, found.detail = "unsafe", category
 
 
 def _drop_alike(judged: Sequence[Judged], similarity: float, most: int) -> None:
@@ -242,8 +255,13 @@ def instructions(judged: Iterable[Judged], split: str, modality: str) -> list[In
     return made
 
 
-def statistics(chosen: Chosen, judged: Sequence[Judged], made: Mapping[str, Sequence[Instruction]], modality: str) -> dict[str, Any]:
-    """Counts of all that was asked, kept and dropped; the same answers give the same numbers."""
+def statistics(chosen: Chosen, judged: Sequence[Judged], made: Mapping[str, Sequence[Instruction]], modality: str, *,
+               screened: bool = False) -> dict[str, Any]:
+    """Counts of all that was asked, kept and dropped; the same answers give the same numbers.
+
+    Args:
+        screened: whether a safety classifier was asked; then its categories are counted as `unsafe`.
+    """
     kept = [found for found in judged if found.reason is None and found.pair is not None]
     things = {mention.name for found in kept if found.pair is not None
               for mention in Facts(found.asked.description, chosen.lexicon).mentions(words(found.pair.text)) if mention.name}
@@ -259,6 +277,8 @@ def statistics(chosen: Chosen, judged: Sequence[Judged], made: Mapping[str, Sequ
                       "distinct_questions": len({found.pair.asked for found in kept if found.pair is not None}),
                       "distinct_answers": len({found.pair.said for found in kept if found.pair is not None}), "distinct_objects": len(things)},
     }
+    if screened:
+        figures["unsafe"] = dict(sorted(Counter(found.detail for found in judged if found.reason == "unsafe").items()))
     assert figures["kept"] == sum(split["pairs"] for split in figures["splits"].values())
     return figures
 
