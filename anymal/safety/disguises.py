@@ -190,6 +190,12 @@ def html_entities(text: str, rng: random.Random) -> str:
     return "".join((f"&#{ord(letter)};" if rng.random() < 0.5 else f"&#x{ord(letter):x};") if letter.isalpha() else letter for letter in text)
 
 
+def run_together(text: str, rng: random.Random) -> str:
+    """Without spaces, by threes of words."""
+    words = text.split()
+    return " ".join("".join(words[at : at + 3]) for at in range(0, len(words), 3))
+
+
 def markup(text: str, rng: random.Random) -> str:
     """Marks of Markdown and HTML within words."""
     return " ".join(_broken(word, rng.choice(("**", "<b></b>", "<!-- -->", "__", "</i>")), rng) for word in text.split(" "))
@@ -284,6 +290,7 @@ DISGUISES: Mapping[str, Disguise] = {
     "homoglyphs_spaced": partial(stacked, ("homoglyphs", "spaced")),
     "invisible_leetspeak": partial(stacked, ("leetspeak", "invisible")),
     "base64_twice": partial(encoded, lambda text: _base64(_base64(text))),
+    "run_together": run_together,
     "base64_backwards": partial(encoded, lambda text: _base64(text[::-1])),
 }
 """Name -> trick. The order is fixed."""

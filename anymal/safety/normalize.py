@@ -13,7 +13,7 @@ import string
 
 from anymal.safety.encodings import decode
 from anymal.safety.letters import plain, upright
-from anymal.safety.words import cost, frequency, is_word, segment, word_share
+from anymal.safety.words import COMMON, cost, frequency, is_word, segment, word_share
 
 MOST_READINGS = 8
 MOST_LAYERS = 3
@@ -31,6 +31,7 @@ HELD_APART = re.compile(rf"(?<![^\W_])({LETTER})({MARK}{{1,3}})((?:{LETTER}\2)+)
 MARKUP = re.compile(r"(?<=\w)(?:</?[A-Za-z!][^<>]{0,40}>|\*\*|__|~~|``?)+(?=\w)|[\"']\s*\+\s*[\"']")
 BULLET = re.compile(r"^[ \t]*(?:[-*\u2022\u2023\u25e6]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 BROKEN = re.compile(r"(?<![A-Za-z'])([A-Za-z]{1,14})([^\w\s']{1,8}|_{1,3})([A-Za-z]{1,14})(?![A-Za-z])")
+RUN_TOGETHER = re.compile(r"(?<![^\s(\"'])[A-Za-z]{7,120}(?=[.,;:?!)\"']*(?:\s|$))")
 RUN = re.compile(r"([A-Za-z])\1{2,}")
 CHUNK = re.compile(r"[^.!?:;\n]+")
 TOGETHER = 3.0
@@ -77,7 +78,7 @@ def _key(text: str) -> str:
 
 def fold(text: str) -> str:
     """The text without what was put between and instead of letters: spaces, signs, markup, digits, repeated letters, breaks within words."""
-    text = _join_spaced(MARKUP.sub("", text))
+    text = RUN_TOGETHER.sub(lambda found: _split(found[0]), _join_spaced(MARKUP.sub("", text)))
     text = HELD_APART.sub(lambda found: _joined(found[0], found[2]), text)
     text = _unleet(text)
     text = RUN.sub(r"\1\1\1", text)
@@ -119,6 +120,14 @@ def _words_of_letters(tokens: list[str]) -> str:
         else:
             words[-1] += letter
     return " ".join(re.sub(r"[A-Za-z]{4,}", lambda found: found[0] if is_word(found[0]) else segment(found[0]), word) for word in words)
+
+
+def _split(letters: str) -> str:
+    """Letters that are no word as the words they are made of, if they are made of nothing else."""
+    if is_word(letters) or is_word(letters.removesuffix("s")):
+        return letters
+    words = segment(letters).split()
+    return " ".join(words) if all(is_word(word) and frequency(word) >= COMMON for word in words) and len(letters) >= 2.3 * len(words) else letters
 
 
 def _unleet(text: str) -> str:
@@ -181,7 +190,8 @@ def _shortened(word: str) -> str:
 def _mended(found: re.Match[str]) -> str:
     """Two pieces with signs between them as one word, where that is much more likely than the two."""
     pieces = [found[1], found[3]]
-    return "".join(pieces) if is_word("".join(pieces)) and cost(["".join(pieces)]) + TOGETHER <= cost(pieces) else found[0]
+    needed = TOGETHER if set(found[2]) & set("-/") else 1.0
+    return "".join(pieces) if is_word("".join(pieces)) and cost(["".join(pieces)]) + needed <= cost(pieces) else found[0]
 
 
 def _is_column(text: str) -> bool:
