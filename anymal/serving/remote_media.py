@@ -50,9 +50,11 @@ def fetch(url: str, name: str, *, most: int, allowed: Callable[[Address], bool] 
     until = time.monotonic() + SECONDS
     address = _lookup(parts.hostname, port, name, allowed)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    options = {"timeout": urllib3.Timeout(connect=3, read=3), "maxsize": 1, "retries": False}
-    pool = (urllib3.HTTPSConnectionPool(str(address), port, server_hostname=parts.hostname, assert_hostname=parts.hostname, **options)
-            if parts.scheme == "https" else urllib3.HTTPConnectionPool(str(address), port, **options))
+    limit = urllib3.Timeout(connect=3, read=3)
+    pool = urllib3.HTTPConnectionPool(str(address), port, timeout=limit, retries=False)
+    if parts.scheme == "https":
+        pool = urllib3.HTTPSConnectionPool(str(address), port, timeout=limit, retries=False, server_hostname=parts.hostname,
+                                           assert_hostname=parts.hostname)
     headers = {"host": parts.netloc, "accept-encoding": "identity", "user-agent": "anymal"}
     try:
         with closing(pool), pool.request("GET", path, headers=headers, redirect=False, preload_content=False) as response:
