@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ SAME_BITS, SAME_COLOUR = 6, 16.0
 """From where two pictures are kept in one split: as `related` pictures of curate_image."""
 MAX_SVG_BYTES = 2_000_000
 GLYPHS, FONTS = "glyphmap.json", "*.[ot]tf"
+SPRITES = "crossfire.base"
 QUALITY = 90
 VARIANTS = frozenset({"outline", "bw", "alt", "mirror", "left", "right", "r"})
 
@@ -41,8 +43,8 @@ Kind = Literal["harmful", "hard_negative", "set_aside", "other"]
 class PictureSource:
     """Where pictures come from.
 
-    `catalogue`: an asset that pictures.yaml describes (PNG, SVG, or the glyphs of a font). `folders`: a folder per class, such as the sets of the
-    field have them; `classes` says the categories of each (none = harmless).
+    `catalogue`: an asset that pictures.yaml describes (PNG, SVG, glyphs of a font, an archive of sprites). `folders`: a folder per class, as the
+    field's sets have them; `classes` says the categories of each (none = harmless).
     """
 
     name: str
@@ -197,6 +199,9 @@ def _names(folder: Path) -> Iterator[str]:
         names = json.loads(glyphs.read_text(encoding="utf-8"))
         yield from sorted(name for name in names if not any(name.endswith(f"-{other}") and names[name] == names[other] for other in names))
         return
+    if (folder / SPRITES).is_file():
+        yield from sorted(_sprites(folder / SPRITES))
+        return
     seen = set()
     for path in sorted(folder.rglob("*")):
         # A drawing that is there as SVG and as PNG is one picture.
@@ -269,6 +274,10 @@ def draw(folder: Path, name: str, size: int) -> Image.Image:
         image = open_image(io.BytesIO(_svg(path, size)), str(path))
     elif (folder / GLYPHS).is_file():
         image = _glyph(folder, name, size)
+    elif (folder / SPRITES).is_file():
+        image = open_image(io.BytesIO(_sprites(folder / SPRITES)[name]), f"{folder / SPRITES}: {name}")
+        times = max(1, size // max(image.size))
+        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     else:
         image = open_image(path, str(path))
     if max(image.size) > size:
@@ -300,6 +309,26 @@ def _glyph(folder: Path, name: str, size: int) -> Image.Image:
     ImageDraw.Draw(image).text((size / 2, size * 0.55), chr(int(code, 16)), font=ImageFont.truetype(str(fonts[0]), round(size * 0.75)), fill="black",
                                anchor="mm")
     return image
+
+
+@lru_cache(maxsize=1)
+def _sprites(path: Path) -> dict[str, bytes]:
+    """Name -> PNG of the first view of each thing in an archive of sprites: headers `IMAGE … BYTES ./arch/NAME.VIEW`, each before a file.
+
+    Raises:
+        DataError: if it is no such archive.
+    """
+    found: dict[str, bytes] = {}
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        end = data.find(b"\n", place)
+        header = data[place:end].decode("ascii", "replace").split()
+        if len(header) < 3 or header[0] != "IMAGE" or not header[-2].isdigit():
+            raise DataError(f"{path}: byte {place} begins no picture; run ingest again")
+        name, _, _ = header[-1].removeprefix("./").removeprefix("arch/").rpartition(".")
+        place = end + 1 + int(header[-2])
+        found.setdefault(name, data[end + 1 : place])
+    return found
 
 
 def _groups(kept: Sequence[Found], hashes: Sequence[str], miniatures: Any) -> list[str]:
