@@ -119,6 +119,7 @@ def png_text(text: str, rng: random.Random) -> Disguised:
 def exif(text: str, rng: random.Random) -> Disguised:
     """In a field of EXIF: description, artist, a comment of Windows or of the user."""
     fields = Image.Exif()
+    fields[0x0112] = 1  # upright; without a field of its own Pillow writes no directory below it
     kind = rng.randrange(3)
     if kind == 0:
         fields[0x010E] = text

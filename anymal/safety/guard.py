@@ -1,0 +1,250 @@
+"""The guard (paper section 4): prompts and pictures before the model, sentences before the reader. It fails closed and repeats nothing it has seen.
+
+How texts are read is `anymal.safety.views`, what a picture hides `anymal.safety.metadata` and `anymal.safety.ocr`, what comes out
+`anymal.safety.verdicts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from PIL import Image
+
+from anymal.errors import DataError
+from anymal.media.image import open_image
+from anymal.safety.metadata import metadata_text
+from anymal.safety.verdicts import ALLOWED, NOT_CHECKED, Code, GuardLimits, Reason, Verdict, rejected
+from anymal.safety.views import views
+from anymal.safety.watch import Failed, Watch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Model = TypeVar("Model")
+Picture = bytes | Image.Image
+"""The content of a file, or a picture that was decoded by `Guard.open`: upright, RGB."""
+
+
+class TextModel(Protocol):
+    """Says what texts are about."""
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Shape (texts, categories), 0 to 1."""
+        ...
+
+
+class ImageModel(Protocol):
+    """Says what pictures show."""
+
+    def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Shape (images, categories), 0 to 1."""
+        ...
+
+
+class PairModel(Protocol):
+    """Says what a picture and a text say together."""
+
+    def probabilities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """Shape (pairs, categories), 0 to 1."""
+        ...
+
+
+class Models(Protocol):
+    """The classifiers, None for one that is missing, and thresholds: use (request, answer, image, pair) -> category -> least probability of a hit."""
+
+    @property
+    def text(self) -> TextModel | None: ...
+    @property
+    def image(self) -> ImageModel | None: ...
+    @property
+    def pair(self) -> PairModel | None: ...
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, float]]: ...
+    @property
+    def categories(self) -> tuple[str, ...]: ...
+
+
+class Reader(Protocol):
+    """Reads text in pictures."""
+
+    def read(self, image: Image.Image) -> str:
+        """The lines found."""
+        ...
+
+
+class Rejected(Exception):
+    """A limit was passed or a file could not be read; holds the reason and nothing else."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code.value)
+        self.reason = Reason(code)
+
+
+class Guard:
+    """Checks what goes into a model and what comes out of it. May be used from several threads; one check runs at a time.
+
+    Args:
+        models: the classifiers. One that is needed and missing rejects.
+        reader: of text in pictures; None leaves text in pictures unread (that in their files is still checked).
+        limits: of sizes and time.
+    """
+
+    def __init__(self, models: Models, *, reader: Reader | None, limits: GuardLimits | None = None) -> None:
+        self._models, self._reader = models, reader
+        self.limits = limits or GuardLimits()
+        self._watch = Watch(self.limits.seconds)
+
+    @classmethod
+    def load(cls, folder: Path, *, reader: Reader | None, limits: GuardLimits | None = None) -> Guard:
+        """The guard that `train_safety` wrote.
+
+        Raises:
+            DataError: if the folder is incomplete or was changed.
+        """
+        from anymal.safety.models import load_guard
+
+        return cls(load_guard(folder), reader=reader, limits=limits)
+
+    def check_input(self, text: str, images: Sequence[Picture] = ()) -> Verdict:
+        """Whether a prompt may go to the model: its text, each picture, text in pictures and files, and each picture with the text."""
+        return self._watched("input", lambda: self._input(text, images), len(text), len(images))
+
+    def check_output(self, sentence: str, images: Sequence[Picture] = (), *, before: str = "") -> Verdict:
+        """Whether a sentence of an answer may be released.
+
+        Args:
+            images: those of the prompt, best as `open` gives them, so that they are decoded once.
+            before: the end of what was released already; it is looked at together with the sentence.
+        """
+        return self._watched("output", lambda: self._output(sentence, images, before), 0, len(images))
+
+    async def acheck_input(self, text: str, images: Sequence[Picture] = ()) -> Verdict:
+        """`check_input` without blocking the event loop."""
+        return await asyncio.to_thread(self.check_input, text, images)
+
+    async def acheck_output(self, sentence: str, images: Sequence[Picture] = (), *, before: str = "") -> Verdict:
+        """`check_output` without blocking the event loop."""
+        return await asyncio.to_thread(self.check_output, sentence, images, before=before)
+
+    def open(self, images: Sequence[Picture]) -> tuple[Image.Image, ...]:
+        """Pictures decoded within the limits.
+
+        Raises:
+            Rejected: with the reason, if one is beyond them or is no picture.
+        """
+        if len(images) > self.limits.images:
+            raise Rejected(Code.TOO_MANY_IMAGES)
+        return tuple(self._opened(image) for image in images)
+
+    def _watched(self, name: str, check: Callable[[], Verdict], characters: int, images: int) -> Verdict:
+        if characters > self.limits.characters:
+            return Verdict((Reason(Code.TOO_LONG),))
+        if images > self.limits.images:
+            return Verdict((Reason(Code.TOO_MANY_IMAGES),))
+        try:
+            return self._watch.run(name, check)
+        except Failed:
+            return NOT_CHECKED
+
+    def _input(self, text: str, images: Sequence[Picture]) -> Verdict:
+        try:
+            pictures = self.open(images)
+            hidden = [self._hidden(image, picture) for image, picture in zip(images, pictures, strict=True)]
+        except Rejected as error:
+            return Verdict((error.reason,))
+        shown = views(text, self.limits.window)
+        reasons = [*self._texts(shown, "request", Code.TEXT)]
+        if pictures:
+            reasons += self._hits(_present(self._models.image).probabilities(pictures), len(pictures), "image", Code.IMAGE)
+            found = [part for part in hidden if part]
+            together = "\n".join([text, *found]) if found else ""
+            beside = [view for part in [*found, "\n".join(found), together] for view in views(part, self.limits.window) if view not in shown]
+            reasons += self._texts(tuple(dict.fromkeys(beside)), "request", Code.HIDDEN_TEXT)
+            reasons += self._pairs(pictures, tuple(dict.fromkeys([*shown, *beside])))
+        return rejected(reasons)
+
+    def _output(self, sentence: str, images: Sequence[Picture], before: str) -> Verdict:
+        shown = views(sentence, self.limits.window)
+        if not shown:
+            return ALLOWED
+        if before.strip():
+            shown = tuple(dict.fromkeys([*shown, *views(before + sentence, len(before) + len(sentence))]))
+        reasons = [*self._texts(shown, "answer", Code.ANSWER)]
+        if images:
+            try:
+                reasons += self._pairs(self.open(images), shown)
+            except Rejected as error:
+                return Verdict((error.reason,))
+        return rejected(reasons)
+
+    def _opened(self, image: Picture) -> Image.Image:
+        """A picture within the limits, which are read off its header."""
+        if isinstance(image, Image.Image):
+            if image.width * image.height > self.limits.image_pixels:
+                raise Rejected(Code.TOO_LARGE)
+            return image if image.mode == "RGB" else image.convert("RGB")
+        if len(image) > self.limits.image_bytes:
+            raise Rejected(Code.TOO_LARGE)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(image)) as header:
+                    if header.width * header.height > self.limits.image_pixels:
+                        raise Rejected(Code.TOO_LARGE)
+            return open_image(io.BytesIO(image), "picture")
+        except Image.DecompressionBombError:
+            raise Rejected(Code.TOO_LARGE) from None
+        except (OSError, SyntaxError, ValueError, DataError):
+            raise Rejected(Code.UNREADABLE) from None
+
+    def _hidden(self, image: Picture, picture: Image.Image) -> str:
+        """What a picture says in words: in its file and on its face."""
+        said = self._reader.read(picture) if self._reader else ""
+        if isinstance(image, Image.Image):
+            return said
+        try:
+            return f"{said}\n{metadata_text(image, self.limits.metadata_characters)}".strip()
+        except DataError:
+            raise Rejected(Code.UNREADABLE) from None
+
+    def _texts(self, texts: Sequence[str], use: str, code: Code) -> Iterator[Reason]:
+        if texts:
+            yield from self._hits(_present(self._models.text).probabilities(texts), len(texts), use, code)
+
+    def _pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Iterator[Reason]:
+        """Each picture with each text."""
+        for picture in pictures if texts else ():
+            found = _present(self._models.pair).probabilities([picture] * len(texts), texts)
+            yield from self._hits(found, len(texts), "pair", Code.IMAGE_TEXT)
+
+    def _hits(self, probabilities: np.ndarray, rows: int, use: str, code: Code) -> Iterator[Reason]:
+        """A reason for each category that is found in any row.
+
+        Raises:
+            Failed: if these are no probabilities.
+        """
+        import numpy as np
+
+        found = np.asarray(probabilities, dtype=np.float64)
+        categories, thresholds = self._models.categories, self._models.thresholds.get(use)
+        if not thresholds or found.shape != (rows, len(categories)) or not ((found >= 0) & (found <= 1)).all():
+            raise Failed
+        for place, category in enumerate(categories):
+            if category in thresholds and found[:, place].max() >= thresholds[category]:
+                yield Reason(code, category)
+
+
+def _present(model: Model | None) -> Model:
+    """A classifier that is there.
+
+    Raises:
+        Failed: if it is not.
+    """
+    if model is None:
+        raise Failed
+    return model

@@ -1,0 +1,86 @@
+"""Classifiers that find planted words, and misbehave when told to."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+CATEGORIES = ("violence", "hate")
+WORDS = {"violence": ("kaboomery", "stabwort"), "hate": ("grumblefolk", "sneerling")}
+THRESHOLDS = {use: {"violence": 0.5, "hate": 0.5} for use in ("request", "answer", "image", "pair")}
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def hits(text: str) -> list[float]:
+    """1 for each category of which a planted word stands in a text."""
+    words = set(re.findall(r"\w+", text.lower()))
+    return [float(bool(words & set(WORDS[category]))) for category in CATEGORIES]
+
+
+@dataclass
+class WordModel:
+    """Finds planted words, letter by letter; `fault` is called first with the number of the call. Also finds two halves in one text."""
+
+    fault: Callable[[int], None] | None = None
+    calls: int = 0
+    seen: list[str] = field(default_factory=list)
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Shape (texts, 2)."""
+        self.calls += 1
+        self.seen += texts
+        if self.fault:
+            self.fault(self.calls)
+        return np.array([self._row(text) for text in texts])
+
+    @staticmethod
+    def _row(text: str) -> list[float]:
+        row = hits(text)
+        return [max(row[0], float("firsthalf" in text and "secondhalf" in text)), row[1]]
+
+
+@dataclass
+class ColourModel:
+    """A red corner is violence."""
+
+    fault: Callable[[int], None] | None = None
+
+    def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Shape (images, 2)."""
+        if self.fault:
+            self.fault(1)
+        return np.array([[float(image.getpixel((0, 0)) == RED), 0.0] for image in images])
+
+
+class GreenModel:
+    """A green corner with the word harmless is hate: neither is so alone."""
+
+    def probabilities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """Shape (pairs, 2)."""
+        return np.array([[0.0, float(image.getpixel((0, 0)) == GREEN and "harmless" in text)] for image, text in zip(images, texts, strict=True)])
+
+
+@dataclass
+class PlantedModels:
+    """What a guard is made of."""
+
+    text: WordModel | None = field(default_factory=WordModel)
+    image: ColourModel | None = field(default_factory=ColourModel)
+    pair: GreenModel | None = field(default_factory=GreenModel)
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: THRESHOLDS)
+    categories: tuple[str, ...] = CATEGORIES
+
+
+def crash(call: int) -> None:
+    """What a broken classifier does, with content in its message."""
+    raise RuntimeError("kaboomery: out of memory")
+
+
+def hang(seconds: float) -> Callable[[int], None]:
+    """A classifier that takes its time."""
+    return lambda call: time.sleep(seconds)
