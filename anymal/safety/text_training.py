@@ -19,7 +19,7 @@ from anymal.progress import track
 from anymal.safety.taxonomy import CODES
 from anymal.safety.text_classifier import TextClassifier, TextNetwork, load_encoder, padded
 from anymal.safety.texts import TextRecord
-from anymal.safety.thresholds import calibrate
+from anymal.safety.thresholds import EDGE, calibrate
 from anymal.training.checkpoint import State, read_state, write_state
 
 MOST_WEIGHT = 8.0
@@ -36,7 +36,7 @@ def train_text(
     learning_rate: float, head_learning_rate: float, warmup: float, weight_decay: float, layers: int | None, max_tokens: int, patience: int,
     dropout: float, seed: int, stop_after: int | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune an encoder and a head on labelled texts, keep the epoch of the least validation loss, calibrate it and write it to `output`.
+    """Fine-tune an encoder and a head on labelled texts, keep the epoch of the least calibrated validation loss, and write it to `output`.
 
     The loss is the cross-entropy of each category, rare ones weighted, plus that of "harmful at all", whose logit is the log of the categories'
     summed odds; harmful and harmless texts weigh the same. Called again after an interruption it goes on after the last whole epoch and ends with
@@ -92,9 +92,7 @@ def train_text(
                 optimizer.step()
                 total += float(value.detach())
         network.eval()
-        with torch.inference_mode():
-            measured = float(loss(torch.from_numpy(classifier.logits([record.text for record in val])).float().to(classifier.device),
-                                  torch.from_numpy(held_out).float().to(classifier.device)))
+        measured = _calibrated_loss(classifier.logits([record.text for record in val]), held_out)
         done += 1
         this_call += 1
         better = not history or measured < min(entry["val"] for entry in history)
@@ -154,6 +152,15 @@ class _Batches:
         for number in rng.permutation(len(batches)):
             rows = batches[number]
             yield *padded([self._rows[row] for row in rows], self._fill), self._truth[rows]
+
+
+def _calibrated_loss(logits: np.ndarray, truth: np.ndarray) -> float:
+    """Cross-entropy per category of what calibration makes of the logits, harmful and harmless texts weighing the same, in nats: it judges the order
+    of the texts, and not how sure the network is of it."""
+    inside = np.clip(calibrate(logits, truth).probabilities(logits), EDGE, 1 - EDGE)
+    each = -np.where(truth, np.log(inside), np.log1p(-inside)).sum(1)
+    harmful = truth.any(1)
+    return float((each[harmful].mean() + each[~harmful].mean()) / 2)
 
 
 def _freeze(network: TextNetwork, layers: int | None) -> list[nn.Module]:
