@@ -18,7 +18,7 @@ from anymal.safety.taxonomy import CODES
 from anymal.safety.text_sources import READERS, Skipped, Text, objects, own
 
 SPLITS = ("train", "val", "test", "unseen")
-OWN = ("requests", "hard_negatives", "imperatives", "harmful", "answers", "languages")
+OWN = ("requests", "hard_negatives", "imperatives", "contrasts", "harmful", "answers", "languages")
 OWN_UNSEEN = ("unseen",)
 """Harmless requests in the register of the sources that are never trained on."""
 SAME = 0.5
