@@ -56,10 +56,23 @@ class Answer:
         Raises:
             Stopped: if the engine ended, or failed, before the answer did.
         """
-        while (piece := self._pieces.get()) is not None:
-            if isinstance(piece, _Failed):
-                raise Stopped("the answer could not be computed; the server's log says why") from piece.error
+        while (piece := self.next()) is not None:
             yield piece
+
+    def next(self, timeout: float | None = None) -> str | None:
+        """The next piece of text, waited for; None at the end.
+
+        Raises:
+            TimeoutError: if none came within `timeout` seconds.
+            Stopped: if the engine ended, or failed, before the answer did.
+        """
+        try:
+            piece = self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(piece, _Failed):
+            raise Stopped("the answer could not be computed; the server's log says why") from piece.error
+        return piece
 
     def cancel(self) -> None:
         """Nobody wants it any longer."""
