@@ -9,12 +9,13 @@ from pipelines.tasks import Graph, Plan
 def alignment(graph: Graph) -> None:
     """Assets, curated data, features, checkpoints."""
     parts.ingest(graph)
+    parts.guard(graph)
     parts.curate(graph)
     parts.align(graph)
 
 
 PLAN = Plan(
     "alignment", "From raw packages to one aligned projector per modality.",
-    parts.sections("ingest", *parts.each("curate"), "import_instructions", *parts.each("pretrain_encoder", of=parts.TRAINED), *parts.each("encode"),
-                   *parts.each("align")),
+    parts.sections("ingest", "curate_safety", *parts.each("curate"), "import_instructions",
+                   *parts.each("pretrain_encoder", of=parts.TRAINED), *parts.each("encode"), *parts.each("align")),
     {"lock": Artifact}, alignment)

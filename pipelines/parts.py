@@ -15,6 +15,7 @@ from components.compose_instructions import compose_instructions as compose_inst
 from components.curate_audio import curate_audio as curate_audio_stage
 from components.curate_image import curate_image as curate_image_stage
 from components.curate_imu import curate_imu as curate_imu_stage
+from components.curate_safety import curate_safety as curate_safety_stage
 from components.curate_video import curate_video as curate_video_stage
 from components.encode import encode as encode_stage
 from components.evaluate import evaluate as evaluate_stage
@@ -74,6 +75,12 @@ def ingest(graph: Graph) -> None:
     """`lock` -> `assets`."""
     task = graph.run(ingest_stage, "ingest", lock=graph.made["lock"]).after(graph.first)
     graph.made["assets"] = task.outputs["assets"]
+
+
+def guard(graph: Graph) -> None:
+    """`assets` -> `data_safety`."""
+    made = graph.made
+    made["data_safety"] = graph.run(curate_safety_stage, "curate_safety", assets=made["assets"]).outputs["safety"]
 
 
 def curate(graph: Graph) -> None:

@@ -185,7 +185,7 @@ def closure(starts: Iterable[str], root: Path = ROOT) -> set[str]:
 
 @functools.cache
 def _named(root: Path, file: str) -> list[str]:
-    """What one module imports or names as a template beside it."""
+    """What one module imports, or names as a template or a folder of data beside it."""
     tree = ast.parse((root / file).read_text(encoding="utf-8"))
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     skipped = {id(inner) for block in blocks for inner in ast.walk(block)}
@@ -200,6 +200,10 @@ def _named(root: Path, file: str) -> list[str]:
             found += [place.with_suffix(".py"), *(folder / "__init__.py" for folder in (place, *place.parents))]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(TEMPLATES) and "/" not in node.value:
             found.append(Path(file).with_name(node.value))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[a-z_]+", node.value):
+            folder = Path(file).with_name(node.value)  # of data, such as texts; a package has modules
+            if (root / folder).is_dir() and not (root / folder / "__init__.py").exists():
+                found += [folder / path.relative_to(root / folder) for path in sorted((root / folder).rglob("*"))]
     return [path.as_posix() for path in found if (root / path).is_file() and (root / path).stat().st_size > 0]
 
 
