@@ -16,6 +16,7 @@ from anymal.safety.prompts import Prompt
 if TYPE_CHECKING:
     from anymal.model.anymal import AnyMAL
     from anymal.safety.guard import Guard
+    from anymal.safety.verdicts import Verdict
 
 BATCHES_AT_ONCE = 8
 """Batches whose pictures' features are in memory together."""
@@ -71,17 +72,29 @@ def judge_of(classifier: Hits, categories: Sequence[str], thresholds: Mapping[st
 
 
 def check(guard: Guard, prompt: Prompt, answer: str) -> Checked:
-    """Put a prompt and its answer through the guard. A prompt that it rejects ends there: the answer is not looked at, and nothing is released."""
+    """Put a prompt and its answer through the guard, as a server does.
+
+    A prompt that it rejects ends there: the answer is not looked at, and nothing is released. Of the answer, whole sentences are, each after it was
+    checked, up to one that is rejected.
+    """
+    from anymal.safety.streaming import Refusal, guarded_stream
+
     images = [] if prompt.image is None else [prompt.image.read_bytes()]
     verdict = guard.check_input(prompt.text, images)
     if not verdict.allowed:
         return Checked(_reasons(verdict), (), "")
-    said = guard.check_output(answer, images) if answer.strip() else verdict
-    return Checked((), (), answer) if said.allowed else Checked((), _reasons(said), "")
+    released: list[str] = []
+    stopped: tuple[tuple[str, str | None], ...] = ()
+    for sentence in guarded_stream(guard, iter([answer]), images):
+        if isinstance(sentence, Refusal):
+            stopped = _reasons(sentence.verdict)
+        else:
+            released.append(sentence)
+    return Checked((), stopped, "".join(released))
 
 
-def _reasons(verdict: Any) -> tuple[tuple[str, str | None], ...]:
-    return tuple((reason.code, reason.category) for reason in verdict.reasons)
+def _reasons(verdict: Verdict) -> tuple[tuple[str, str | None], ...]:
+    return tuple((reason.code.value, reason.category) for reason in verdict.reasons)
 
 
 def tracked(items: Sequence[Any]) -> Iterator[Any]:

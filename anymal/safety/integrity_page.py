@@ -22,7 +22,7 @@ def page(document: Mapping[str, Any], found: Sequence[Outcome], *, examples: int
     """One HTML page that needs no other file.
 
     Args:
-        document: what `anymal.safety.integrity.measure` gave, and `red_team` under its name.
+        document: what `anymal.safety.integrity.measure` gave, and `red_team` and `red_team_pictures` under their names.
         examples: most prompts of each sort that are shown.
         about: sentences that say how it was measured.
     """

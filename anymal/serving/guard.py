@@ -1,4 +1,4 @@
-"""The guard in the model registry: what a version of it holds, how MLflow loads it, and its card."""
+"""The guard in the model registry: what a version of it holds, and its card. MLflow loads it with `anymal.serving.guard_pyfunc`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anymal import __version__
 from anymal.data.manifest import verify_manifest
 from anymal.errors import BundleError
 from anymal.registry import Kind, Rows
 from anymal.serving.safety_text import ASKED, CHECKS, figure, guard_limits
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from anymal.safety.models import GuardModels
 
 DOCUMENT = "guard.json"
 FOLDERS = ("text", "image", "pair")
@@ -69,60 +64,10 @@ def guard_card(*, name: str, alias: str, document: Mapping[str, Any], safety: Ma
             if branch in integrity], limits=guard_limits(safety, integrity), inputs=dict(inputs), seed=seed, version=__version__)
 
 
-class GuardPredictor:
-    """Says what the classifiers find in the rows of a table.
-
-    Columns: `text`, and `image`, the content of one picture in base64 or as a data URI; each may be missing or null, not both. A row is answered
-    with JSON: category -> probability, of the check that fits it (text, picture, or both together).
-    """
-
-    def __init__(self, models: GuardModels) -> None:
-        self._models = models
-
-    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> list[str]:
-        """One JSON object a row.
-
-        Raises:
-            DataError: naming the row, if a picture cannot be read or a row holds nothing.
-        """
-        return [json.dumps(self._row(row, f"row {number}")) for number, row in enumerate(model_input.to_dict("records"))]
-
-    def _row(self, row: Mapping[Any, Any], name: str) -> dict[str, float]:
-        from PIL import Image
-
-        from anymal.errors import DataError
-        from anymal.serving.pyfunc import decode_medium
-
-        text = row.get("text") if isinstance(row.get("text"), str) else None
-        pictures = []
-        if isinstance(row.get("image"), str):
-            try:
-                with Image.open(io.BytesIO(decode_medium(str(row["image"]), name)), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as picture:
-                    pictures.append(picture.convert("RGB"))
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"{name}: column image is no picture ({type(error).__name__}); send a PNG, JPEG, WebP, GIF or BMP") from error
-        if text is not None and pictures:
-            found = self._models.pair.probabilities(pictures, [text])
-        elif pictures:
-            found = self._models.image.probabilities(pictures)
-        elif text is not None:
-            found = self._models.text.probabilities([text])
-        else:
-            raise DataError(f"{name}: has neither text nor image; give one of the two columns or both")
-        return {code: round(float(value), 6) for code, value in zip(self._models.categories, found[0], strict=True)}
-
-
-def _load_pyfunc(path: str) -> GuardPredictor:
-    """Called by MLflow with the folder of the guard."""
-    from anymal.safety.models import load_guard
-
-    return GuardPredictor(load_guard(Path(path)))
-
-
 def _rows(document: Mapping[str, Any]) -> Rows:
     """Texts, and pictures where it looks at them."""
     return Rows(("text", *(["image"] if "image" in document["checks"] else [])), {"text": "How do I bake bread?"}, {})
 
 
 GUARD = Kind("AnyMAL's guard: what is harmful in texts, pictures and both together. Each version holds its classifiers and thresholds.",
-             "anymal.serving.guard", read_guard, _rows)
+             "anymal.serving.guard_pyfunc", read_guard, _rows)

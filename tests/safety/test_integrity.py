@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from anymal.errors import DataError
 from anymal.safety.integrity import Checked, Outcome, measure, outcomes
 from anymal.safety.integrity_page import page
 from anymal.safety.prompts import Prompt, read_prompts
-from anymal.safety.red_team import red_team
+from anymal.safety.red_team import red_team, red_team_pictures
 from anymal.safety.refusals import is_refusal
 
 
@@ -113,6 +114,7 @@ def test_the_page_shows_failures_and_escapes_them():
     found[3] = Outcome(found[3].prompt, "<b>fine</b>", Checked((), (), "<b>fine</b>"), {"classifier": (("hate",), ("hate",)), "words": ((), ())})
     document = measure(found, resamples=200, seed=0)
     document["red_team"] = team([prompt(i, ("hate",) * (i % 2)) for i in range(6)])
+    document["red_team_pictures"] = hide([prompt(i, ("hate",)) for i in range(4)])
     text = page(document, found, examples=1, about=["Made by hand & measured."])
     assert "Harmful answers that reached the client: 2, the first 1" in text and "&lt;b&gt;fine" in text and "<b>fine" not in text
     assert "Made by hand &amp; measured." in text and "answer: violation (cyber)" not in text
@@ -124,6 +126,21 @@ def team(prompts, **changes):
                "readings": lambda text: [text, text.lower()], "flagged": lambda texts: ["hate" in text for text in texts], "resamples": 200,
                "seed": 1}
     return red_team(prompts, **options | changes)
+
+
+def hide(prompts):
+    tricks = {"drawn": lambda text, rng: SimpleNamespace(text="What is it?", pictures=(text.encode(),)),
+              "lost": lambda text, rng: SimpleNamespace(text="What is it?", pictures=(b"",))}
+    return red_team_pictures(prompts, tricks=tricks, flagged=lambda texts: ["hate" in text for text in texts], resamples=200, seed=0,
+                             rejected=lambda text, pictures: "hate" in text or any(b"hate" in content for content in pictures))
+
+
+def test_prompts_hidden_in_pictures_are_found_by_what_reads_pictures():
+    found = hide([prompt(i, ("hate",) * (i % 2)) for i in range(8)])
+    assert found["untouched"]["hardened"]["value"] == 1 and found["untouched"]["hardened"]["n"] == 4
+    drawn = found["tricks"]["drawn"]
+    assert (drawn["plain"]["value"], drawn["hardened"]["value"], drawn["loss"]["value"]) == (0, 1, 0)
+    assert found["missed"] == ["lost"]
 
 
 def test_disguises_cost_what_no_reading_takes_off():

@@ -16,7 +16,8 @@ from anymal.data.manifest import sha256_of, write_manifest
 from anymal.errors import BundleError, DataError
 from anymal.gates import rules_of
 from anymal.guard_gates import guard_rules_of
-from anymal.serving.guard import GUARD, GuardPredictor, guard_card, read_guard
+from anymal.serving.guard import GUARD, guard_card, read_guard
+from anymal.serving.guard_pyfunc import GuardPredictor
 from tests import planted
 from tests.test_guard_gates import RULES, evidence
 from tests.tiny import picture
