@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anymal.errors import DataError
 from anymal.model.encoders.image import EfficientNetLite
@@ -72,22 +73,32 @@ def cropped(image: Image.Image) -> Image.Image:
 
 
 class Lite(EfficientNetLite):
-    """EfficientNet-Lite0, frozen: the mean of its last feature map."""
+    """EfficientNet-Lite0, frozen: the means of its last feature map and of the one before its last block, each of length 1."""
 
     kind: Kind = "efficientnet-lite0"
+    dim = 1280 + 192
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._folder = folder
         self.network: nn.Module = nn.Identity()  # nothing of it is ever trained
+        self._before: Tensor | None = None
+        self._network._blocks[-2].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._before = output
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Without its plain border, fitted into 224 × 224."""
         return self.preprocess(cropped(image))
 
     def features(self, batch: Tensor) -> Tensor:
-        """(batch, 3, 224, 224) to (batch, 1280)."""
-        return self.forward(batch).mean(dim=1)
+        """(batch, 3, 224, 224) to (batch, 1472)."""
+        last = self.forward(batch).mean(dim=1)
+        assert self._before is not None
+        before = self._before.float().mean(dim=(2, 3))
+        self._before = None
+        return torch.cat([functional.normalize(last, dim=-1), functional.normalize(before, dim=-1)], dim=-1)
 
     def save(self, folder: Path) -> None:
         """Copy the weights and their licence."""
