@@ -43,11 +43,16 @@ def plain(text: str) -> str:
     text = text.replace("\r\n", "\n").translate(BLANKS)
     if text.isascii():
         return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
-    text = HIDDEN.sub(lambda found: " " + "".join(chr(ord(letter) - 0xE0000) for letter in found[0]) + " ", text)
+    text = HIDDEN.sub(lambda found: f"\n\n{_shown(found[0])}\n\n", text)
     text = OVERRIDDEN.sub(lambda found: found[1][::-1], text)
     text = unicodedata.normalize("NFKC", text.translate(_alphabets()))
     text = "".join(letter for letter in SHOWS_NOTHING.sub("", text) if letter in "\n\t" or unicodedata.category(letter) not in NO_TEXT)
     return unicodedata.normalize("NFC", _as_latin(_without_marks(text)))
+
+
+def _shown(tags: str) -> str:
+    """Invisible tags as the characters they stand for."""
+    return "".join(chr(ord(letter) - 0xE0000) for letter in tags)
 
 
 def upright(text: str) -> str | None:

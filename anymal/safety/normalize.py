@@ -13,7 +13,7 @@ import string
 
 from anymal.safety.encodings import decode
 from anymal.safety.letters import plain, upright
-from anymal.safety.words import COMMON, cost, frequency, is_word, segment, word_share
+from anymal.safety.words import COMMON, cost, frequency, is_word, segment, strangeness
 
 MOST_READINGS = 8
 MOST_LAYERS = 3
@@ -36,6 +36,8 @@ RUN = re.compile(r"([A-Za-z])\1{2,}")
 CHUNK = re.compile(r"[^.!?:;\n]+")
 TOGETHER = 3.0
 """Powers of ten by which a joined word must be more likely than its pieces beside each other."""
+LIKELY, BETTER, ENGLISH = 1.0, 1.2, 5.0
+"""In units of `strangeness`: how far from the best a reading may be, by how much turning letters must pay, from where on a text may be scrambled."""
 ATBASH = str.maketrans(string.ascii_letters, string.ascii_lowercase[::-1] + string.ascii_uppercase[::-1])
 
 
@@ -51,7 +53,10 @@ def _cased(text: str) -> str:
 
 
 def readings(text: str) -> tuple[str, ...]:
-    """What a text may say: its canonical form first, then further readings where they differ, `MOST_READINGS` at most."""
+    """What a text may say, `MOST_READINGS` at most: its canonical form first, then further readings where they differ.
+
+    What is much less like a language than another reading is left out, as it is the disguise: each reading holds all of the text, undone or not.
+    """
     layers = [plain(text)]
     turned = upright(text)
     if turned is not None:
@@ -65,10 +70,11 @@ def readings(text: str) -> tuple[str, ...]:
     found = {_key(first): first}
     for layer in map(_cased, layers):
         folded = fold(layer)
-        for reading in (layer, folded, unscramble(layer), unscramble(folded)):
+        for reading in (layer, folded, *unscramble(layer), *unscramble(folded)):
             if len(reading) <= LONGER * len(first) + 100:
                 found.setdefault(_key(reading), reading)
-    kept = list(found.values())
+    strange = {reading: strangeness(reading) for reading in found.values()}
+    kept = [reading for reading, value in strange.items() if value <= min(strange.values()) + LIKELY]
     return (kept[0], *kept[1:][-(MOST_READINGS - 1):])
 
 
@@ -217,24 +223,22 @@ def _join_broken(text: str) -> str:
     return "".join(tokens)
 
 
-def unscramble(text: str) -> str:
-    """The text with stretches that are no words turned round, or their letters shifted, where that makes them words."""
-    whole = text[::-1]
-    if word_share(whole) >= word_share(text) + 0.3:
-        return whole
-    return CHUNK.sub(_unscrambled, text)
+def unscramble(text: str) -> list[str]:
+    """The text with stretches that are no words turned round, or their letters shifted, where that makes them words; and as a whole turned round."""
+    read = [CHUNK.sub(_unscrambled, text)]
+    return [*read, text[::-1]] if strangeness(text[::-1]) <= strangeness(text) - BETTER else read
 
 
 def _unscrambled(found: re.Match[str]) -> str:
     chunk = found[0]
     if sum(letter.isalpha() for letter in chunk) < 8:
         return chunk
-    share = word_share(chunk)
-    if share > 0.6:
+    strange = strangeness(chunk)
+    if strange < ENGLISH:
         return chunk
     choices = [chunk[::-1], re.sub(r"\S+", lambda word: word[0][::-1], chunk), chunk.translate(ATBASH), *(_shifted(chunk, by) for by in range(1, 26))]
-    best = max(choices, key=word_share)
-    return best if word_share(best) >= max(0.6, share + 0.3) else chunk
+    best = min(choices, key=strangeness)
+    return best if strangeness(best) <= min(ENGLISH, strange - BETTER) else chunk
 
 
 def _shifted(text: str, by: int) -> str:

@@ -1,19 +1,25 @@
-"""A text as classifiers are shown it: every reading of it, in windows that are short enough for one bad sentence among many good ones to be seen."""
+"""A text as classifiers are shown it: every reading of it, in windows and in sentences, so that one bad sentence among many good ones is seen."""
 
 from __future__ import annotations
+
+import re
 
 from anymal.safety.normalize import readings
 from anymal.safety.sentences import sentences
 
 WINDOW = 400
 """Characters."""
+LEAST_WORDS = 4
+"""Words that a part must have to be looked at alone."""
+INNER = re.compile(r"[:;]\s|[\"“”„»«\n]")
+"""Where a request starts or ends within a sentence that frames it."""
 
 
 def views(text: str, window: int = WINDOW) -> tuple[str, ...]:
     """The texts to ask a classifier about, each once; the text is as harmful as the worst of them. An empty text has none."""
     found: dict[str, None] = {}
     for reading in readings(text):
-        for part in windows(reading, window):
+        for part in (*windows(reading, window), *parts(reading, window)):
             found[part] = None
     return tuple(found)
 
@@ -24,18 +30,28 @@ def windows(text: str, window: int = WINDOW) -> list[str]:
     text = text.strip()
     if len(text) <= window:
         return [text] if text else []
-    parts = sentences(text, window)
+    split = sentences(text, window)
     found: list[str] = []
     start = 0
-    while start < len(parts):
-        end, size = start + 1, len(parts[start])
-        while end < len(parts) and size + len(parts[end]) <= window:
-            size += len(parts[end])
+    while start < len(split):
+        end, size = start + 1, len(split[start])
+        while end < len(split) and size + len(split[end]) <= window:
+            size += len(split[end])
             end += 1
-        shown = "".join(parts[start:end]).strip()
+        shown = "".join(split[start:end]).strip()
         if shown:
             found.append(shown)
-        if end == len(parts):
+        if end == len(split):
             break
         start = end - 1 if end - start > 1 else end
     return found
+
+
+def parts(text: str, window: int = WINDOW) -> list[str]:
+    """Sentences of a text that has several, and what stands in them after a colon or in quotation marks, of some words each."""
+    split = sentences(text, window)
+    found = [sentence.strip() for sentence in split] if len(split) > 1 else []
+    for sentence in split:
+        inner = INNER.split(sentence)
+        found += [part.strip() for part in inner] if len(inner) > 1 else []
+    return [part for part in found if len(part.split()) >= LEAST_WORDS]

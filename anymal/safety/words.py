@@ -11,6 +11,8 @@ LEAST = 1e-7
 """Share of all words that a word must have to be known: one in ten million."""
 COMMON = 1e-6
 UNKNOWN = 1e-10
+ALONE = 7.0
+"""What a letter that stands alone counts in `strangeness` at least."""
 SHORT = frozenset({"a", "i"})
 LONGEST = 20
 SAMPLE = 4000
@@ -36,11 +38,16 @@ def is_word(letters: str) -> bool:
     return frequency(letters) >= (LEAST if len(letters) > 4 else COMMON if len(letters) > 3 else 1e-5)
 
 
-def word_share(text: str) -> float:
-    """The share of a text's letters that stand in words, 0 to 1; 1 for a text without letters."""
+def strangeness(text: str) -> float:
+    """How little a text looks like English: -log10 of the frequency of the word that a letter stands in, averaged over letters.
+
+    English has 3 to 5, other languages 5 to 9, and what is no language or has no letters comes close to 10. Letters that stand alone say little.
+    """
     found = WORD.findall(text[:SAMPLE])
     letters = sum(len(word) for word in found)
-    return sum(len(word) for word in found if is_word(word.partition("'")[0])) / letters if letters else 1.0
+    if not letters:
+        return -math.log10(UNKNOWN)
+    return sum(len(word) * max(ALONE if len(word) == 1 else 0.0, cost([word.partition("'")[0]])) for word in found) / letters
 
 
 def cost(words: list[str]) -> float:
