@@ -148,7 +148,7 @@ function bodyOf(turns, dataOf = (entry) => entry.data) {
 function curlOf(turns) {
   const quoted = JSON.stringify({ ...bodyOf(turns, (entry) => `\u0000${entry.name}\u0000`), stream: false, stream_options: undefined }, null, 1)
     .replaceAll("'", "'\\''").replace(/\\u0000(.*?)\\u0000/g, (_, name) => `'"$(base64 < '${name}' | tr -d '\\n')"'`);
-  return `curl ${new URL("v1/chat/completions", document.baseURI)} -H 'content-type: application/json' -d @- <<EOF\n`.replace(" -d @- <<EOF\n", ` -d '${quoted}'`);
+  return `curl ${new URL("v1/chat/completions", document.baseURI)} -H 'content-type: application/json' -d '${quoted}'`;
 }
 
 async function* eventsOf(response) {
@@ -190,6 +190,12 @@ async function ask(turns, onText, onHead, signal) {
 
 // --- the conversation --------------------------------------------------------------------------------------------------------------
 
+// The form stands over the end of the page: a row is to be seen above it.
+function reveal(row) {
+  row.style.scrollMarginBottom = `${$("composer").offsetHeight + 8}px`;
+  row.scrollIntoView({ block: "nearest" });
+}
+
 function showTurn(turn) {
   const said = element("p", { className: "said", textContent: turn.text });
   const row = element("li", { className: turn.role }, element("p", { className: "who", textContent: turn.role === "user" ? "You" : "AnyMAL" }));
@@ -198,7 +204,7 @@ function showTurn(turn) {
   $("talk").append(row);
   $("start").hidden = true;
   $("new").hidden = false;
-  row.scrollIntoView({ block: "nearest" });
+  reveal(row);
   return { row, said };
 }
 
@@ -229,7 +235,7 @@ async function send(event) {
   let answer = "", model = "", note = "";
   const started = performance.now();
   try {
-    const { finish, used } = await ask(turns, (piece) => { answer += piece; said.textContent = answer; row.scrollIntoView({ block: "nearest" }); },
+    const { finish, used } = await ask(turns, (piece) => { answer += piece; said.textContent = answer; reveal(row); },
       (name) => { model = name; }, running.signal);
     state.turns = [...turns, { role: "assistant", text: answer }];
     note = `${used ? `${used.completion_tokens} tokens, ` : ""}${((performance.now() - started) / 1000).toFixed(1)} s${finish === "length" ? ", cut at its greatest length" : ""}`;
@@ -251,7 +257,7 @@ async function send(event) {
     row.append(element("div", { className: "below" }, element("span", { textContent: [model, note].filter(Boolean).join(" · ") }), copy));
     busy(null);
     $("text").focus();
-    row.scrollIntoView({ block: "nearest" });
+    reveal(row);
   }
 }
 
