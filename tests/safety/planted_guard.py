@@ -41,7 +41,7 @@ class WordModel:
     @staticmethod
     def _row(text: str) -> list[float]:
         row = hits(text)
-        return [max(row[0], float("firsthalf" in text and "secondhalf" in text)), row[1]]
+        return [max(row[0], float("quuxalph" in text and "quuxbeth" in text)), row[1]]
 
 
 @dataclass

@@ -62,8 +62,8 @@ def test_each_check_has_its_code() -> None:
 
 
 def test_what_was_released_before_is_looked_at_too() -> None:
-    assert guard().check_output("Then the secondhalf.").allowed
-    assert guard().check_output("Then the secondhalf.", before="The firsthalf is this.").reasons == (Reason(Code.ANSWER, "violence"),)
+    assert guard().check_output("Then the quuxbeth.").allowed
+    assert guard().check_output("Then the quuxbeth.", before="The quuxalph is this.").reasons == (Reason(Code.ANSWER, "violence"),)
 
 
 @pytest.mark.parametrize("name", DISGUISES)
