@@ -1,0 +1,131 @@
+"""What the guard costs and what its readings are worth: checks a second, time per sentence, time to the first sentence, and recall per trick.
+
+    python benchmarks/guard.py [--guard models/guard] [--safety data/safety] [--prompts 60] [--threads 1] [--tricks]
+
+Answers are made of the safety data's own harmless answers and streamed at `--words-per-second`, as a model of that speed would say them; the guard's
+share is what it adds to the time of the whole stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anymal.safety.disguises import DISGUISES
+from anymal.safety.guard import Guard
+from anymal.safety.models import GuardModels, load_guard
+from anymal.safety.ocr import PictureReader
+from anymal.safety.sentences import split_stream
+from anymal.safety.streaming import guarded_stream
+from anymal.safety.texts import TextRecord, read_texts
+from anymal.safety.views import views
+
+
+def rate(name: str, calls: Sequence[object]) -> None:
+    """Print how many of the timed calls happen in a second, and the median and slowest twentieth."""
+    seconds = sorted(float(call) for call in calls)  # type: ignore[arg-type]
+    print(f"{name:44} {len(seconds) / sum(seconds):8.1f} /s   median {1000 * statistics.median(seconds):7.1f} ms   "
+          f"95% {1000 * seconds[int(0.95 * (len(seconds) - 1))]:7.1f} ms   n {len(seconds)}")
+
+
+def timed(check: object, *arguments: object) -> float:
+    started = time.perf_counter()
+    check(*arguments)  # type: ignore[operator]
+    return time.perf_counter() - started
+
+
+def said(answer: str, words_per_second: float) -> Iterator[str]:
+    """An answer in words, as fast as a model of that speed says it."""
+    for word in answer.split(" "):
+        time.sleep(1 / words_per_second)
+        yield word + " "
+
+
+def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pictures: Sequence[bytes], speed: float) -> None:
+    """Print the figures of time."""
+    unread, reading = Guard(models, reader=None), Guard(models, reader=PictureReader())
+    unread.check_input(texts[0], pictures[:1])
+    reading.check_input(texts[0], pictures[:1])
+    rate("prompt", [timed(unread.check_input, text) for text in texts])
+    both = list(zip(texts, pictures, strict=False))
+    rate("prompt with a picture, its text not read", [timed(unread.check_input, text, [picture]) for text, picture in both])
+    rate("prompt with a picture, its text read", [timed(reading.check_input, text, [picture]) for text, picture in both])
+    sentences = [sentence for answer in answers for sentence in split_stream([answer])][: len(texts)]
+    rate("sentence of an answer", [timed(unread.check_output, sentence) for sentence in sentences])
+    opened = unread.open(pictures[:1])
+    rate("sentence of an answer about a picture", [timed(unread.check_output, sentence, opened) for sentence in sentences])
+    for name, images in (("text", ()), ("text about a picture", opened)):
+        first: dict[bool, list[float]] = {True: [], False: []}
+        whole: dict[bool, float] = {True: 0.0, False: 0.0}
+        for answer in answers[:10]:
+            for guarded in (False, True):
+                pieces = said(answer, speed)
+                stream = guarded_stream(unread, pieces, images) if guarded else split_stream(pieces)
+                started = time.perf_counter()
+                for place, _ in enumerate(stream):
+                    if place == 0:
+                        first[guarded].append(time.perf_counter() - started)
+                whole[guarded] += time.perf_counter() - started
+        plain, checked = (1000 * statistics.median(first[guarded]) for guarded in (False, True))
+        print(f"{name}: first sentence after {plain:.0f} ms unguarded, {checked:.0f} ms guarded; "
+              f"the guard's share of an answer's time {1 - whole[False] / whole[True]:.1%} (at {speed:g} words/s)")
+
+
+def tricks(models: GuardModels, harmful: Sequence[str], harmless: Sequence[str]) -> None:
+    """Print recall and false positives of the text check per trick, with the text as it is and as the guard reads it."""
+    least = np.array([models.thresholds["request"].get(category, np.inf) for category in models.categories])
+
+    def share(shown: Sequence[Sequence[str]]) -> float:
+        every = [text for texts in shown for text in texts]
+        hit = dict(zip(every, (models.text.probabilities(every) >= least).any(axis=1), strict=True))
+        return float(np.mean([any(hit[text] for text in texts) for texts in shown]))
+
+    print(f"{'trick':24} {'recall':>8} {'guarded':>8} {'false +':>8} {'guarded':>8}   n {len(harmful)} and {len(harmless)}")
+    for name, trick in {"untouched": lambda text, rng: text, **DISGUISES}.items():
+        figures = []
+        for texts in (harmful, harmless):
+            disguised = [trick(text, random.Random(f"{name}:{place}")) for place, text in enumerate(texts)]  # noqa: S311
+            figures += [share([[text] for text in disguised]), share([views(text) for text in disguised])]
+        print(f"{name:24} " + " ".join(f"{figure:8.3f}" for figure in figures), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--guard", type=Path, default=Path("models/guard"))
+    parser.add_argument("--safety", type=Path, default=Path("data/safety"))
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--words-per-second", type=float, default=20.0)
+    parser.add_argument("--tricks", action="store_true", help="recall per trick instead of times")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    models = load_guard(arguments.guard)
+    rows: list[TextRecord] = read_texts(arguments.safety / "texts" / "test.jsonl")
+    random.Random(0).shuffle(rows)  # noqa: S311
+    requests = [row for row in rows if row.kind in {"request", "hard_negative"}]
+    harmful = [row.text for row in requests if row.labels][: arguments.prompts]
+    harmless = [row.text for row in requests if not row.labels][: arguments.prompts]
+    if arguments.tricks:
+        tricks(models, harmful, harmless)
+        return
+    answers = [row.text for row in rows if row.kind == "answer" and not row.labels]
+    lines = (arguments.safety / "images" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    files = [json.loads(line) for line in lines][: arguments.prompts]
+    pictures = [(arguments.safety / file["file"]).read_bytes() for file in files if not file["labels"]]
+    longer = [" ".join(random.Random(place).sample(answers, min(6, len(answers)))) for place in range(10)]  # noqa: S311
+    print(f"{torch.get_num_threads()} threads, {Image.__name__} {Image.__version__}, torch {torch.__version__}")
+    cost(models, harmless, longer, pictures, arguments.words_per_second)
+
+
+if __name__ == "__main__":
+    main()
