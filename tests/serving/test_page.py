@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from anymal.serving.api import PAGE
 from tests import tiny
@@ -61,12 +62,12 @@ def page(browser, server):
 
 def upload(page: Any, files: dict[str, Path], *names: str) -> None:
     page.set_input_files("#pick", [str(files[name]) for name in names])
-    page.wait_for_function("count => document.querySelectorAll('#files li figure img').length === count", arg=len(names))
+    expect(page.locator("#files li figure img")).to_have_count(len(names), timeout=20_000)
 
 
 def answered(page: Any, count: int) -> Any:
     """The last answer, complete, of so many."""
-    page.wait_for_function("count => document.querySelectorAll('#talk li.assistant .below').length === count", arg=count, timeout=60_000)
+    expect(page.locator("#talk li.assistant .below")).to_have_count(count, timeout=60_000)
     return page.locator("#talk li.assistant").nth(count - 1)
 
 
@@ -75,7 +76,7 @@ def test_every_modality_is_uploaded_shown_and_answered(page, files):
         upload(page, files, name)
         assert NOUNS[modality] in page.locator("#files figcaption").inner_text()
         if modality == "audio":
-            page.wait_for_function("document.querySelector('#files audio').duration > 0.4")
+            expect(page.locator("#files audio")).to_have_js_property("duration", 0.5)
         page.fill("#text", "what is it ?")
         page.click("#send")
         answer = answered(page, number)
@@ -135,7 +136,7 @@ def test_what_cannot_be_read_is_said_and_taken_out(page, files, server):
 
 def test_an_example_is_one_click_away_and_the_curl_command_asks_the_same(page, server, tmp_path):
     page.locator("#examples button").first.click()
-    page.wait_for_function("document.querySelectorAll('#files li figure img').length === 1")
+    expect(page.locator("#files li figure img")).to_have_count(1, timeout=20_000)
     page.click("#send")
     said = answered(page, 1).locator(".said").inner_text()
     page.get_by_role("button", name="Copy as cURL").click()
@@ -151,7 +152,7 @@ def test_the_keyboard_alone_suffices(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.id === 'text'")
+    expect(page.locator("#text")).to_be_focused()
     page.keyboard.type("what is red ?")
     page.keyboard.press("Enter")
     answered(page, 1)
