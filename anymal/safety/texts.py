@@ -18,7 +18,7 @@ from anymal.safety.taxonomy import CODES
 from anymal.safety.text_sources import READERS, Skipped, Text, objects, own
 
 SPLITS = ("train", "val", "test", "unseen")
-OWN = ("requests", "hard_negatives", "imperatives", "contrasts", "harmful", "answers", "languages")
+OWN = ("requests", "hard_negatives", "imperatives", "contrasts", "everyday", "harmful", "answers", "languages")
 OWN_UNSEEN = ("unseen",)
 """Harmless requests in the register of the sources that are never trained on."""
 SAME = 0.5
@@ -83,7 +83,7 @@ def curate_texts(
 
     Args:
         disguised: share of the training texts, harmful and harmless ones alike, of which a copy within a frame or in disguise is added.
-        most: texts taken of a source at most (drawn by hash), or None.
+        most: texts taken at most of a source that is trained on (drawn by hash), our own apart; or None.
 
     Raises:
         DataError: if a source cannot be read, or nothing harmful or harmless is left of a split.
@@ -140,18 +140,17 @@ def _distinct(found: Mapping[str, list[tuple[Use, Text]]], dropped: Mapping[str,
 
 
 def _draw(rows: list[Row], dropped: Mapping[str, Counter[str]], most: int | None, seed: int) -> list[Row]:
-    """At most so many texts of a source, by hash."""
+    """At most so many texts of a source that is trained on, by hash; all of our own and of what is unseen."""
     if most is None:
         return rows
     ranks: dict[str, list[str]] = defaultdict(list)
-    for name, _, text in rows:
-        ranks[name].append(_hash(seed, "draw", name, text.text))
-    limits = {name: sorted(values)[:most][-1] for name, values in ranks.items()}
-    kept = [row for row in rows if _hash(seed, "draw", row[0], row[2].text) <= limits[row[0]]]
-    for name, values in ranks.items():
-        dropped[name]["not_drawn"] += max(0, len(values) - most)
-        if not dropped[name]["not_drawn"]:
-            del dropped[name]["not_drawn"]
+    for name, use, text in rows:
+        if use == "train" and name != "own":
+            ranks[name].append(_hash(seed, "draw", name, text.text))
+    limits = {name: sorted(values)[most] for name, values in ranks.items() if len(values) > most}
+    kept = [row for row in rows if row[0] not in limits or row[1] == "unseen" or _hash(seed, "draw", row[0], row[2].text) < limits[row[0]]]
+    for name in limits:
+        dropped[name]["not_drawn"] = len(ranks[name]) - most
     return kept
 
 
