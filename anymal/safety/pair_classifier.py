@@ -50,7 +50,9 @@ class Sentences:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write encoder and tokenizer in transformers' layout."""
+        """Write encoder and tokenizer in transformers' layout; how the tokenizer was used last is no property of it."""
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
