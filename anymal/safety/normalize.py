@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import string
+from collections.abc import Callable
 
 from anymal.safety.encodings import decode
 from anymal.safety.letters import plain, upright
@@ -26,8 +27,8 @@ LEET = {
 DRAWN = (("|-|", "h"), ("|_|", "u"), ("/\\/\\", "m"), ("\\/\\/", "w"), ("|<", "k"), ("/\\", "a"), ("\\/", "v"), ("|)", "d"), ("|3", "b"))
 MOST_GUESSES = 64
 QUANTITY = re.compile(r"[\d.,]+(?:st|nd|rd|th|am|pm|kg|km|cm|mm|ml|gb|mb|kb|ft|in|lb|oz|[a-z])?[.,;:?!)]*", re.IGNORECASE)
-LETTER, MARK = r"(?:[^\W_]|[@$!|+])", r"(?:[^\w\n]|_)"
-HELD_APART = re.compile(rf"(?<![^\W_])({LETTER})({MARK}{{1,3}})((?:{LETTER}\2)+)({LETTER})(?![^\W_])")
+LETTER, MARK = r"(?:[^\W_]|[@$!|+])", r"(?:[^\w\s]|_)"
+HELD_APART = re.compile(rf"(?<![^\W_])({LETTER})( ?{MARK}{{1,2}} ?)((?:(?:{LETTER}|['\u2019-])\2)+)({LETTER})(?![^\W_])")
 MARKUP = re.compile(r"(?<=\w)(?:</?[A-Za-z!][^<>]{0,40}>|\*\*|__|~~|``?)+(?=\w)|[\"']\s*\+\s*[\"']")
 BULLET = re.compile(r"^[ \t]*(?:[-*\u2022\u2023\u25e6]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 BROKEN = re.compile(r"(?<![A-Za-z'])([A-Za-z]{1,14})([^\w\s']{1,8}|_{1,3})([A-Za-z]{1,14})(?![A-Za-z])")
@@ -36,8 +37,8 @@ RUN = re.compile(r"([A-Za-z])\1{2,}")
 CHUNK = re.compile(r"[^.!?:;\n]+")
 TOGETHER = 3.0
 """Powers of ten by which a joined word must be more likely than its pieces beside each other."""
-LIKELY, BETTER, ENGLISH = 1.0, 1.2, 5.0
-"""In units of `strangeness`: how far from the best a reading may be, by how much turning letters must pay, from where on a text may be scrambled."""
+LIKELY, BETTER, PLAIN, ENGLISH = 1.0, 1.0, 3.8, 5.0
+"""In units of `strangeness`: how far from the best a reading may be; by how much turning letters must pay; what surely is a language; what may be."""
 ATBASH = str.maketrans(string.ascii_letters, string.ascii_lowercase[::-1] + string.ascii_uppercase[::-1])
 
 
@@ -224,19 +225,27 @@ def _join_broken(text: str) -> str:
 
 
 def unscramble(text: str) -> list[str]:
-    """The text with stretches that are no words turned round, or their letters shifted, where that makes them words; and as a whole turned round."""
-    read = [CHUNK.sub(_unscrambled, text)]
-    return [*read, text[::-1]] if strangeness(text[::-1]) <= strangeness(text) - BETTER else read
+    """The text with stretches that are no words turned round (as they stand, or word by word) or their letters shifted, where that makes them words;
+    and as a whole turned round."""
+    read = [CHUNK.sub(lambda found, turn=turn: _unscrambled(found[0], turn), text) for turn in (_turned_words, _turned)]  # type: ignore[misc]
+    return [*read, _turned(text)] if strangeness(_turned(text)) <= strangeness(text) - BETTER else read
 
 
-def _unscrambled(found: re.Match[str]) -> str:
-    chunk = found[0]
-    if sum(letter.isalpha() for letter in chunk) < 8:
-        return chunk
+def _turned(text: str) -> str:
+    return text[::-1]
+
+
+def _turned_words(text: str) -> str:
+    return re.sub(r"\S+", lambda word: word[0][::-1], text)
+
+
+def _unscrambled(chunk: str, turn: Callable[[str], str]) -> str:
     strange = strangeness(chunk)
-    if strange < ENGLISH:
+    if strange < PLAIN or sum(letter.isalpha() for letter in chunk) < 6:
         return chunk
-    choices = [chunk[::-1], re.sub(r"\S+", lambda word: word[0][::-1], chunk), chunk.translate(ATBASH), *(_shifted(chunk, by) for by in range(1, 26))]
+    choices = [turn(chunk)]
+    if strange > ENGLISH:
+        choices += [chunk.translate(ATBASH), *(_shifted(chunk, by) for by in range(1, 26))]
     best = min(choices, key=strangeness)
     return best if strangeness(best) <= min(ENGLISH, strange - BETTER) else chunk
 

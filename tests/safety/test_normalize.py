@@ -103,3 +103,10 @@ def test_no_text_takes_long(unit: str) -> None:
     started = time.process_time()
     readings(text)
     assert time.process_time() - started < 5
+
+
+def test_a_scrambled_sentence_among_many_plain_ones_is_read() -> None:
+    plain = "The library opens at nine and closes at six on weekdays. " * 20
+    for name in ("rot13", "words_backwards", "base64", "spaced"):
+        hidden = DISGUISES[name](TEXTS[3], random.Random(5))
+        assert recovered(TEXTS[3], f"{plain}\n{hidden}\n{plain}") >= 0.8, name
