@@ -18,6 +18,7 @@ from PIL import Image
 from anymal.errors import DataError
 from anymal.media.image import open_image
 from anymal.safety.metadata import metadata_text
+from anymal.safety.normalize import readings
 from anymal.safety.verdicts import ALLOWED, NOT_CHECKED, Code, GuardLimits, Reason, Verdict, rejected
 from anymal.safety.views import views
 from anymal.safety.watch import Failed, Watch
@@ -173,7 +174,7 @@ class Guard:
         if not shown:
             return ALLOWED
         if before.strip():
-            shown = tuple(dict.fromkeys([*shown, *views(before + sentence, len(before) + len(sentence))]))
+            shown = tuple(dict.fromkeys([*shown, *readings(before + sentence)]))
         reasons = [*self._texts(shown, "answer", Code.ANSWER)]
         if images:
             try:
