@@ -11,10 +11,11 @@ help:  ## list the targets
 setup:  ## make .venv with everything the project needs
 	@scripts/setup.sh
 
-# A model that the gates refuse is a result of the demo, not a failure of it: the summary says which.
+# A model or guard that the gates refuse is a result of the demo, not a failure of it: the summary says which.
 demo: setup  ## from public packages to a measured, registered model, promoted if it passes the gates, and a summary
 	@started=$$(date +%s); \
 	ANYMAL_GRAPH_RUN=demo-$$started dvc repro && \
+	{ anymal promote models:/anymal-guard@candidate --guard --config params.yaml --decision reports/promotion_guard.json || [ $$? -eq 3 ]; } && \
 	{ anymal promote models:/anymal@candidate --config params.yaml --decision reports/promotion.json || [ $$? -eq 3 ]; } && \
 	python scripts/summary.py --started $$started
 

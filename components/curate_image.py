@@ -1,16 +1,15 @@
 """Component of the stage curate_image."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components import images
 
 
 @dsl.container_component
 def curate_image(
-    config: str,
-    assets: Input[Artifact],
-    shards: Output[Dataset], stamps: Output[Dataset], report: Output[HTML], statistics: Output[Metrics],
+    config: str, assets: Input[Artifact], guard: Input[Model], shards: Output[Dataset], stamps: Output[Dataset], report: Output[HTML],
+    statistics: Output[Metrics],
 ):
     """Cleaned, captioned images, composed scenes, and the cut-outs they are made of."""
     return dsl.ContainerSpec(
@@ -18,7 +17,7 @@ def curate_image(
         command=["anymal", "curate-image"],
         args=[
             "--config", config,
-            "--assets", assets.path,
+            "--assets", assets.path, "--guard", guard.path,
             "--shards", shards.path, "--stamps", stamps.path, "--report", report.path, "--statistics", statistics.path,
             "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
         ],

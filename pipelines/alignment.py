@@ -7,7 +7,7 @@ from pipelines.tasks import Graph, Plan
 
 
 def alignment(graph: Graph) -> None:
-    """Assets, curated data, features, checkpoints."""
+    """Assets, the guard, curated data, features, checkpoints."""
     parts.ingest(graph)
     parts.guard(graph)
     parts.curate(graph)
@@ -16,6 +16,6 @@ def alignment(graph: Graph) -> None:
 
 PLAN = Plan(
     "alignment", "From raw packages to one aligned projector per modality.",
-    parts.sections("ingest", "curate_safety", *parts.each("curate"), "import_instructions",
+    parts.sections("ingest", "curate_safety", "train_safety", *parts.each("curate"), "import_instructions",
                    *parts.each("pretrain_encoder", of=parts.TRAINED), *parts.each("encode"), *parts.each("align")),
     {"lock": Artifact}, alignment)

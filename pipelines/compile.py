@@ -10,7 +10,7 @@ from kfp import compiler
 from anymal.cluster import cluster_of
 from anymal.config import read_document
 from anymal.errors import ConfigError, report
-from pipelines import ablation, alignment, benchmarks, evaluation, instruction, training
+from pipelines import ablation, alignment, benchmarks, evaluation, instruction, safety, training
 from pipelines.ablations import FILE, read_ablations
 from pipelines.tasks import Plan, build
 
@@ -19,8 +19,8 @@ PROFILE = ROOT / "params.yaml"
 
 
 def plans() -> dict[str, Plan]:
-    """Name -> pipeline before it is built: the five of the graph, and one for each entry of `ablations.yaml`."""
-    known = [module.PLAN for module in (training, alignment, instruction, evaluation, benchmarks)]
+    """Name -> pipeline before it is built: the six of the graph, and one for each entry of `ablations.yaml`."""
+    known = [module.PLAN for module in (training, alignment, instruction, evaluation, benchmarks, safety)]
     known += [ablation.plan(name, entry) for name, entry in read_ablations(ROOT / FILE).items()]
     return {plan.name: plan for plan in known}
 

@@ -13,4 +13,4 @@ def instruction(graph: Graph) -> None:
 PLAN = Plan(
     "instruction", "Instruction data and fine-tuning from aligned projectors.",
     parts.sections("compose_instructions", "synthesize_image", "finetune"),
-    parts.imported("assets", "shards_image", "instructions_human", *parts.each("features"), *parts.each("checkpoints")), instruction)
+    parts.imported("assets", "guard", "shards_image", "instructions_human", *parts.each("features"), *parts.each("checkpoints")), instruction)

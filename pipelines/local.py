@@ -248,7 +248,7 @@ def _record(place: Path, tasks: list[Task]) -> None:
 
 def _say_where(place: Path, folder: Path, tracking_uri: str) -> None:
     """Print what was registered, and how to see it."""
-    for path in sorted(place.glob("outputs/**/register/registration")):
+    for path in sorted(place.glob("outputs/**/register*/registration")):
         model = json.loads(path.read_text(encoding="utf-8"))
         print(f"\nModel   {model['uri']}, version {model['version']}\nLink    {tracking_uri}/#/models/{model['name']}/versions/{model['version']}")
     print(f"Server  python -m pipelines.servers {folder} (unless --keep is given, it ends with the run)")

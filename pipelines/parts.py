@@ -21,15 +21,19 @@ from components.encode import encode as encode_stage
 from components.evaluate import evaluate as evaluate_stage
 from components.evaluate_image_aligned import evaluate_image_aligned as evaluate_aligned_stage
 from components.evaluate_mixed import evaluate_mixed as evaluate_mixed_stage
+from components.evaluate_safety import evaluate_safety as evaluate_safety_stage
 from components.finetune import finetune as finetune_stage
 from components.gate import gate as gate_component
 from components.import_instructions import import_instructions as import_instructions_stage
 from components.ingest import ingest as ingest_stage
 from components.pretrain_encoder import pretrain_encoder as pretrain_encoder_stage
 from components.promote import promote as promote_component
+from components.promote_guard import promote_guard as promote_guard_component
 from components.register import register as register_stage
+from components.register_guard import register_guard as register_guard_stage
 from components.score import score as score_stage
 from components.synthesize import synthesize as synthesize_stage
+from components.train_safety import train_safety as train_safety_stage
 from pipelines.tasks import Graph, section_of, settle
 
 MODALITIES = ("image", "audio", "video", "imu")
@@ -40,7 +44,7 @@ ORIGINS = ("templates", "synthetic", "human")
 """Of instructions."""
 KINDS: dict[str, type[Artifact]] = {
     "assets": Artifact, "shards": Dataset, "features": Dataset, "checkpoints": Model, "instructions": Dataset, "statistics": Metrics,
-    "model": Model, "baselines": Dataset, "media": Dataset}
+    "model": Model, "baselines": Dataset, "media": Dataset, "guard": Model, "data": Dataset, "figures": Metrics}
 """What an artifact is called, without its modality or origin -> its type, for importers."""
 
 
@@ -78,21 +82,23 @@ def ingest(graph: Graph) -> None:
 
 
 def guard(graph: Graph) -> None:
-    """`assets` -> `data_safety`."""
+    """`assets` -> `data_safety`, `guard`, `figures_safety`."""
     made = graph.made
     made["data_safety"] = graph.run(curate_safety_stage, "curate_safety", assets=made["assets"]).outputs["safety"]
+    trained = graph.run(train_safety_stage, "train_safety", safety=made["data_safety"], assets=made["assets"])
+    made["guard"], made["figures_safety"] = trained.outputs["guard"], trained.outputs["metrics"]
 
 
 def curate(graph: Graph) -> None:
-    """`assets` -> `shards_M`, `statistics_M`; and human instructions, whose media are encoded with the rest."""
-    assets = graph.made["assets"]
-    curated = {"image": graph.run(curate_image_stage, "curate_image", assets=assets)}
+    """`assets`, `guard` -> `shards_M`, `statistics_M`; and human instructions, whose media are encoded with the rest."""
+    assets, guard = graph.made["assets"], graph.made["guard"]
+    curated = {"image": graph.run(curate_image_stage, "curate_image", assets=assets, guard=guard)}
     curated["audio"] = graph.run(curate_audio_stage, "curate_audio", assets=assets)
     curated["video"] = graph.run(curate_video_stage, "curate_video", stamps=curated["image"].outputs["stamps"], assets=assets)
     curated["imu"] = graph.run(curate_imu_stage, "curate_imu", assets=assets)
     for modality, task in curated.items():
         graph.made[f"shards_{modality}"], graph.made[f"statistics_{modality}"] = task.outputs["shards"], task.outputs["statistics"]
-    human = graph.run(import_instructions_stage, "import_instructions", assets=assets, **among(graph, *each("shards")))
+    human = graph.run(import_instructions_stage, "import_instructions", assets=assets, guard=guard, **among(graph, *each("shards")))
     graph.made["instructions_human"], graph.made["media_human"] = human.outputs["instructions"], human.outputs["media"]
 
 
@@ -110,10 +116,10 @@ def align(graph: Graph) -> None:
 
 
 def instruct(graph: Graph) -> None:
-    """`features_M`, `shards_image`, `assets` -> `instructions_templates`, `instructions_synthetic`."""
+    """`features_M`, `shards_image`, `assets`, `guard` -> `instructions_templates`, `instructions_synthetic`."""
     made = graph.made
     templates = graph.run(compose_instructions_stage, "compose_instructions", **among(graph, *each("features")))
-    synthetic = graph.run(synthesize_stage, "synthesize_image", shards=made["shards_image"], assets=made["assets"])
+    synthetic = graph.run(synthesize_stage, "synthesize_image", shards=made["shards_image"], assets=made["assets"], guard=made["guard"])
     made["instructions_templates"], made["instructions_synthetic"] = templates.outputs["instructions"], synthetic.outputs["instructions"]
 
 
@@ -152,9 +158,33 @@ def audit(graph: Graph) -> None:
     graph.made["leakage"] = graph.run(audit_stage, "audit", shards_human=graph.made["media_human"], **inputs).outputs["leakage"]
 
 
+def judge_safety(graph: Graph) -> None:
+    """`model`, `guard`, `data_safety`, `assets` -> `figures_integrity`: what the model does with harmful prompts, alone and behind the guard."""
+    made = graph.made
+    task = graph.run(evaluate_safety_stage, "evaluate_safety", guard=made["guard"], safety=made["data_safety"], checkpoints=made["model"],
+                     assets=made["assets"])
+    made["figures_integrity"] = task.outputs["metrics"]
+
+
+def safety_figures(graph: Graph) -> dict[str, Artifact]:
+    """What was measured of the guard, and of the model behind it."""
+    return {"safety": graph.made["figures_safety"], "integrity": graph.made["figures_integrity"]}
+
+
+def register_guard(graph: Graph) -> Any:
+    """`guard`, `data_safety`, `figures_safety`, `figures_integrity` -> a candidate in the model registry; gives the task."""
+    return graph.run(register_guard_stage, "register_guard", guard=graph.made["guard"], data=graph.made["data_safety"], **safety_figures(graph))
+
+
+def promote_guard(graph: Graph) -> None:
+    """As `register_guard`; and it becomes champion if it passes its gates. That is asked anew in each run, for champions change."""
+    task = promote_guard_component(config=graph.given["promote_guard"], registration=register_guard(graph).outputs["registration"])
+    settle(task, graph.cluster, graph.cluster.defaults).set_caching_options(False)
+
+
 def register(graph: Graph) -> Any:
-    """`model`, `statistics_M`, `evaluation`, `samples`, `leakage`, `assets` -> a candidate in the model registry; gives the task."""
-    inputs = among(graph, "evaluation", "samples", "leakage", "assets", *each("statistics"))
+    """`model`, `statistics_M`, `evaluation`, `samples`, `leakage`, `figures_safety`, `figures_integrity`, `assets` -> a candidate; gives the task."""
+    inputs = among(graph, "evaluation", "samples", "leakage", "assets", *each("statistics")) | safety_figures(graph)
     return graph.run(register_stage, "register", checkpoints=graph.made["model"], **inputs)
 
 
@@ -163,7 +193,7 @@ def promote_if_gates_pass(graph: Graph) -> None:
 
     Whether it became champion is the output `verdict` of the task `promote`. That is asked anew in each run, for champions change.
     """
-    rules, measured = graph.given["promote"], among(graph, "evaluation", "samples", "leakage")
+    rules, measured = graph.given["promote"], among(graph, "evaluation", "samples", "leakage") | safety_figures(graph)
     gate = settle(gate_component(config=rules, **measured), graph.cluster, graph.cluster.defaults)
     with dsl.If(gate.outputs["verdict"] == "passed", name="gate-passed"):
         promotion = promote_component(config=rules, registration=register(graph).outputs["registration"])

@@ -16,11 +16,14 @@ def training(graph: Graph) -> None:
     parts.measure_baseline(graph)
     parts.evaluate(graph)
     parts.audit(graph)
+    parts.judge_safety(graph)
     parts.register(graph)
+    parts.register_guard(graph)
 
 
 PLAN = Plan(
     "training", "From raw packages to a measured multimodal LLM in the model registry.",
     dict(alignment.PLAN.sections)
-    | parts.sections("compose_instructions", "synthesize_image", "finetune", *EVALUATIONS, "benchmark", "score", "audit", "register"),
+    | parts.sections("compose_instructions", "synthesize_image", "finetune", *EVALUATIONS, "benchmark", "score", "audit", "evaluate_safety",
+                     "register", "register_guard"),
     {"lock": Artifact}, training)

@@ -31,8 +31,8 @@ CONTEXT = ROOT / "dist" / "images"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 IMAGES = ("data", "train", "eval", "mlflow")
 LAYERS: dict[str, tuple[str | None, tuple[str, ...]]] = {
-    "core": (None, ()), "data": ("core", ("data",)), "mlflow": ("core", ("mlflow",)),
-    "torch": ("core", ("train", "synthesize")), "eval": ("torch", ("train", "synthesize", "eval")),
+    "core": (None, ()), "mlflow": ("core", ("mlflow",)), "torch": ("core", ("train", "synthesize")),
+    "data": ("torch", ("train", "synthesize", "data")), "eval": ("torch", ("train", "synthesize", "eval")),
 }
 """Layer of packages -> the layer below it (as in images/Dockerfile), and the extras of pyproject.toml that both hold together."""
 WINDOWED, HEADLESS = "opencv-python", "opencv-python-headless"

@@ -13,11 +13,14 @@ RESULTS = Path("results/evaluate.json")
 LEAKAGE = Path("results/leakage.json")
 REGISTRATION = Path("reports/registration.json")
 DECISION = Path("reports/promotion.json")
+INTEGRITY = Path("results/safety_integrity.json")
+GUARD = Path("reports/promotion_guard.json")
 BUNDLE = Path("models/bundle")
 REPORTS = {
     "the paper's tables, figures with controls, examples, failures first": "reports/evaluate.html",
     "its figures as pictures": "reports/figures/",
     "what was kept, what was dropped and why": "reports/curate/",
+    "harmful and harmless prompts, with and without the guard; disguises": "reports/safety.html",
     "loss curves and grounding controls": "reports/align/ and reports/finetune/",
 }
 HEADLINE = ("nll", "cider_d", "class_accuracy", "accuracy")
@@ -79,6 +82,13 @@ def promotion(model: str, version: str) -> str:
     return f"        version {version} is {decision['decision']}: {why}"
 
 
+def safety(integrity: Mapping[str, Any]) -> str:
+    """What was refused of all harmful and of all harmless prompts, without and with the guard."""
+    shares = {side: [f"{integrity['all'][side][who]['refused']['value']:.0%}" for who in ("model", "guarded")] for side in ("harmful", "harmless")}
+    harmful, harmless = (" -> ".join(found) for found in shares.values())
+    return f"without -> with the guard, refused of harmful prompts {harmful}, of harmless ones {harmless}"
+
+
 def questions(results: Mapping[str, Any]) -> Iterator[str]:
     """Arguments of `anymal ask` to try: one for each modality, and one for the parts of the mixed questions."""
     for modality in sorted(set(results) - {MIXED, BENCHMARKS}):
@@ -103,6 +113,8 @@ def main() -> None:
         print(f"\nBenchmarks  {ran}")
     if LEAKAGE.is_file() and json.loads(LEAKAGE.read_text())["passed"]:
         print(f"Leakage     none of test data into training data above the thresholds ({LEAKAGE})")
+    if INTEGRITY.is_file():
+        print(f"Safety      {safety(json.loads(INTEGRITY.read_text()))} ({INTEGRITY})")
     print("\nReports")
     width = max(map(len, REPORTS.values()))
     for label, path in REPORTS.items():
@@ -111,6 +123,9 @@ def main() -> None:
     model = f"models:/{registration['name']}@{registration['alias']}"
     print(f"\nModel   {BUNDLE}, registered as version {registration['version']} of '{registration['name']}'")
     print(promotion(model, str(registration["version"])))
+    if GUARD.is_file():
+        guard = json.loads(GUARD.read_text(encoding="utf-8"))
+        print(f"Guard   models:/{guard['model']}, version {guard['candidate']['version']} is {guard['decision']}: {guard['reasons'][-1]}")
     print("MLflow  make ui, then http://127.0.0.1:5000")
     print("Ask     source .venv/bin/activate")
     for arguments in questions(results):

@@ -216,6 +216,8 @@ def loaded_kinds(run: Run, profile: Mapping[str, Any]) -> list[str]:
     """Kinds of encoders that a run makes or loads; a kind that is built on another names it in its settings."""
     if run.stage.name == "pretrain_encoder":
         return [section_of(profile, run.section)["kind"]]
+    if run.stage.name == "evaluate_safety":
+        return [profile["encode"]["image"]["kind"]]
     if run.stage.name not in {"encode", "evaluate", "benchmark"}:
         return []
     config = section_of(profile, run.section)
@@ -233,7 +235,7 @@ def module_of(kind: str) -> str:
 
 
 # --- Kubeflow
-COMMANDS = {"gate", "outcome", "preflight", "promote"}
+COMMANDS = {"gate", "outcome", "preflight", "promote", "promote_guard"}
 """Components of commands; all others run stages."""
 COMPONENTS = sorted(path.stem for path in (ROOT / "components").glob("*.py") if path.stem not in {"__init__", "images", *COMMANDS})
 ON_NODES = [name for name in COMPONENTS if name.endswith("_on_nodes")]

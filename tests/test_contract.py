@@ -52,7 +52,7 @@ from tests.graph import (
     tasks,
 )
 
-STAGES = 19
+STAGES = 22
 """How many there are; raise it with each new stage, so that none is lost from sight."""
 GRAPH = [name for name in stage_names() if name not in CONFIGURED_HERE]
 """Stages that dvc.yaml runs and profiles have sections for; the others belong to ablations (`tests/test_ablations.py`)."""
@@ -384,9 +384,11 @@ def _quiet(folder: Path) -> dict[str, str]:
 def test_what_a_stage_reads_is_brought_in_by_ingest(profile):
     """Every asset that a later section names, and no other; encoders that are trained here are named where they are trained."""
     document = profile_of(profile)
-    wanted = {source["asset"] for name in document if name.startswith("curate_") for source in document[name]["sources"].values()}
+    wanted = {source["asset"] for name in document if name.startswith("curate_") for source in document[name]["sources"].values()} - {None}
     wanted |= {source["asset"] for source in document["import_instructions"]["sources"].values()}
     wanted |= {section["llm"] for section in document["align"].values()}
+    guard = document["train_safety"]
+    wanted |= {guard["words"], guard["text"]["encoder"], guard["image"]["backbone"], guard["pair"]["backbone"], guard["pair"]["encoder"]}
     for section in document["pretrain_encoder"].values():
         wanted.add(section["text_encoder"] if section["pretrained"] is None else section["pretrained"])
     for run in runs().values():
@@ -460,7 +462,7 @@ def test_addresses_of_a_run_are_checked():
     with pytest.raises(ConfigError, match=r"lock = s3://bucket/lock\.yaml: .* such as s3://bucket/SHA256\.yaml"):
         read_arguments("alignment", document, "params.yaml", {"lock": "s3://bucket/lock.yaml"})
     assert read_arguments("alignment", document, "params.yaml", {"lock": "/here/lock.yaml"})["lock"] == "/here/lock.yaml"
-    with pytest.raises(ConfigError, match=r"evaluate: no such pipeline; there are training, .*, benchmarks, ablation-"):
+    with pytest.raises(ConfigError, match=r"evaluate: no such pipeline; there are training, .*, benchmarks, safety, ablation-"):
         read_arguments("evaluate", document, "params.yaml", {})
 
 

@@ -29,7 +29,7 @@ from tests.test_architecture import imports, roots
 ROOT = Path(__file__).parent.parent
 NAMES = ("data", "train", "eval", "mlflow")
 ABSENT = {
-    "data": {"torch", "transformers", "pycocoevalcap", "psycopg2"}, "train": {"spacy", "cv2", "pycocoevalcap", "psycopg2"},
+    "data": {"pycocoevalcap", "psycopg2"}, "train": {"spacy", "cv2", "pycocoevalcap", "psycopg2"},
     "eval": {"spacy", "cv2", "psycopg2"}, "mlflow": {"anymal", "torch", "spacy", "cv2", "pycocoevalcap"},
 }
 DEVELOPERS = {"kfp", "dvc", "pytest", "mypy", "ruff", "uv", "Cython"}

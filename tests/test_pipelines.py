@@ -62,10 +62,10 @@ def documents(compiled: dict[str, dict[str, bytes]], name: str, profile: str) ->
 
 
 def test_all_pipelines_are_compiled(compiled):
-    """The five of the graph, one for each ablation; nothing is left behind by the way."""
+    """The six of the graph, one for each ablation; nothing is left behind by the way."""
     ablations = {f"ablation-{name}" for name in read_ablations(ROOT / "ablations.yaml")}
     assert len(ablations) == 6
-    assert set(NAMES) == {"training", "alignment", "instruction", "evaluation", "benchmarks"} | ablations
+    assert set(NAMES) == {"training", "alignment", "instruction", "evaluation", "benchmarks", "safety"} | ablations
     assert set(compiled["params.yaml"]) == {f"{name}.yaml" for name in NAMES}
 
 
@@ -308,7 +308,7 @@ def test_tasks_are_tried_again_and_cached(documents, profile):
     for name, (task, _) in located(spec).items():
         once = name in {"/outcome", "comp-exit-handler-1/preflight"}
         assert task.get("retryPolicy") == (None if once else policy), name
-        assert task["cachingOptions"] == ({} if once or name.endswith("/promote") else {"enableCache": True}), name
+        assert task["cachingOptions"] == ({} if once or name.endswith(("/promote", "/promote-guard")) else {"enableCache": True}), name
 
 
 def asked(container: Spec) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def test_every_task_gets_what_the_profile_says(documents, name, profile):
                 resources.nodes, resources.processes, resources.gpus, resources.memory)
             assert job["workspace"] == volume[0][1]
         seen += 1
-    assert seen >= {"training": 27, "alignment": 15, "instruction": 3, "evaluation": 7}.get(name, 3)
+    assert seen >= {"training": 31, "alignment": 17, "instruction": 3, "evaluation": 8, "safety": 4}.get(name, 3)
 
 
 def test_production_asks_for_gpus_and_the_demo_for_none(compiled):

@@ -15,11 +15,13 @@ FILE = click.Path(path_type=Path)
 @click.option("--evaluation", required=True, type=FILE, metavar="FILE", help="What `score` wrote.")
 @click.option("--samples", required=True, type=FILE, metavar="FILE", help="The scores of each sample, which `score` wrote.")
 @click.option("--leakage", required=True, type=FILE, metavar="FILE", help="What `audit` wrote.")
+@click.option("--safety", type=FILE, metavar="FILE", help="What `train_safety` measured of the guard, for rules that name it.")
+@click.option("--integrity", type=FILE, metavar="FILE", help="What `evaluate_safety` wrote, for rules that name it.")
 @click.option("--report", type=FILE, metavar="FILE", help="Where to write the reasons, as Markdown.")
 @click.option("--verdict", type=FILE, metavar="FILE", help="Where to write `passed` or `failed`.")
 @click.option("--executor-input", metavar="JSON", help="Given by Kubeflow's launcher; where to report the outputs.")
-def command(*, config: str, evaluation: Path, samples: Path, leakage: Path, report: Path | None, verdict: Path | None,
-            executor_input: str | None) -> None:
+def command(*, config: str, evaluation: Path, samples: Path, leakage: Path, safety: Path | None, integrity: Path | None, report: Path | None,
+            verdict: Path | None, executor_input: str | None) -> None:
     """Say whether what was measured of a model passes the gates: those of `anymal promote` that need neither the registry nor a champion.
 
     A model that fails is no error: the exit status is 0, and a pipeline decides by the verdict.
@@ -32,6 +34,7 @@ def command(*, config: str, evaluation: Path, samples: Path, leakage: Path, repo
 
     rules = rules_of(read_settings(config, SECTION))
     files = {"evaluation.json": evaluation, "samples.jsonl": samples, "leakage.json": leakage}
+    files |= {name: given for name, given in (("safety.json", safety), ("integrity.json", integrity)) if given is not None}
     for name, given in files.items():
         if not given.is_file():
             raise DataError(f"--{Path(name).stem} {given}: no such file; run the stage that writes it, or correct the path")

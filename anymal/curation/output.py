@@ -19,7 +19,7 @@ from anymal.curation.pipeline import Candidate, Composed, Curated
 from anymal.curation.rules import REASONS
 from anymal.curation.screening import count_harmful
 from anymal.curation.stamps import write_stamp_list
-from anymal.data.shards import Sample, ShardWriter
+from anymal.data.shards import Sample, ShardWriter, shard_paths
 
 
 def photo_sample(candidate: Candidate, train_nouns: set[str]) -> Sample:
@@ -129,8 +129,9 @@ def _count(candidates: Sequence[Candidate]) -> dict[str, Any]:
     return count_verdicts([candidate.drop for candidate in candidates], REASONS)
 
 
-def write_card(folder: Path, *, figures: dict[str, Any], curated: Curated, counts: dict[str, int], shards: dict[str, list[str]]) -> None:
-    """Write the dataset card (README.md in the Hugging Face format)."""
+def write_card(folder: Path, *, figures: dict[str, Any], curated: Curated, counts: dict[str, int]) -> None:
+    """Write the dataset card (README.md in the Hugging Face format) of shards that were written."""
+    shards = {split: [path.name for path in shard_paths(folder, split)] for split, count in counts.items() if count}
     licences = {c.source.name: c.source.licence for c in curated.candidates}
     examples = _spread(curated.kept, 8)
     text = page("card.md", figures=figures, licences=licences, counts=counts, shards=shards, examples=examples, reasons=REASONS)

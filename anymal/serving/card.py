@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from anymal import __version__
+from anymal.serving.safety_text import UNMEASURED, model_limits
 
 MAX_STATISTICS = 40
 """Of each modality."""
@@ -22,8 +23,8 @@ FEW_GROUPS = 10
 
 
 def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, Any]], assets: Mapping[str, Mapping[str, Any]],
-               evaluation: Mapping[str, Any], leakage: Mapping[str, Any], statistics: Mapping[str, Any], inference: Mapping[str, Any], seed: int,
-               inputs: Mapping[str, str]) -> str:
+               evaluation: Mapping[str, Any], leakage: Mapping[str, Any], integrity: Mapping[str, Any] | None, statistics: Mapping[str, Any],
+               inference: Mapping[str, Any], seed: int, inputs: Mapping[str, str]) -> str:
     """Markdown with a YAML header; the same arguments give the same text.
 
     Args:
@@ -31,6 +32,7 @@ def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, 
         assets: name -> `{"entry": asset.json, "sha256": of its manifest}`.
         evaluation: content of results/evaluate.json.
         leakage: content of results/leakage.json.
+        integrity: content of results/safety_integrity.json; None if its safety was not measured.
         statistics: modality -> content of its results/curate/MODALITY.json.
         inputs: what it was made from -> SHA-256.
     """
@@ -52,7 +54,7 @@ def model_card(*, name: str, alias: str, checkpoints: Mapping[str, Mapping[str, 
         statistics_left_out={modality: max(0, len(rows) - MAX_STATISTICS) for modality, rows in facts.items()},
         assets=list(described.values()), tasks=tasks, skipped=skipped, passed=leakage.get("passed") is True, adapter=_tuned(checkpoints),
         leakage=[row for row in sorted(_scalars(leakage).items()) if row[0] != "passed"][:MAX_STATISTICS],
-        limits=_limits(evaluation, checkpoints), version=__version__, seed=seed, inputs=dict(inputs))
+        limits=_limits(evaluation, checkpoints, integrity), version=__version__, seed=seed, inputs=dict(inputs))
 
 
 def _tuned(checkpoints: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -156,7 +158,7 @@ def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _limits(evaluation: Mapping[str, Any], checkpoints: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _limits(evaluation: Mapping[str, Any], checkpoints: Mapping[str, Mapping[str, Any]], integrity: Mapping[str, Any] | None) -> list[str]:
     own = "" if BENCHMARKS in evaluation else ", on held-out data of the same sources as its training data"
     limits = [f"It was measured only on the tasks above{own}; other inputs, languages and tasks may go worse."]
     for modality, tasks in sorted(evaluation.items()):
@@ -172,7 +174,6 @@ def _limits(evaluation: Mapping[str, Any], checkpoints: Mapping[str, Mapping[str
     unmeasured = sorted(set(checkpoints) - set(evaluation))
     if unmeasured:
         limits.append(f"Not measured at all: {', '.join(unmeasured)}.")
-    if "safety" not in evaluation:
-        limits.append("Its safety was not measured: no figures on harmful, biased or private content. Do not put it in front of users without that.")
+    limits += [UNMEASURED] if integrity is None else model_limits(integrity)
     limits.append("Descriptions can name things that are not there; do not rely on them where an error can hurt.")
     return limits

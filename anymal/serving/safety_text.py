@@ -49,8 +49,13 @@ def guard_limits(safety: Mapping[str, Any], integrity: Mapping[str, Any]) -> lis
         if weak:
             named = ", ".join(f"{code} {figure(recall)}" for code, recall in sorted(weak, key=lambda entry: entry[1]["value"]))
             sentences.append(f"Of {words}, it names fewer than {WEAK:.0%} of these categories for what they are: {named}.")
-    if unseen := safety.get("text", {}).get("unseen_sources"):
-        sentences += [f"On a source that it never saw: {name.replace('_', ' ')} {figure(found)}." for name, found in _figures(unseen)][:2]
+    unseen = dict(_figures(safety.get("text", {}).get("unseen_sources", {})))
+    sentences += [f"On texts of a source that it never saw: {words} {figure(unseen[name])}." for name, words in (
+        ("auroc", "AUROC"), ("recall_at_fpr", "recall at the stated rate of false positives")) if name in unseen]
+    for branch, words in CHECKS.items():
+        alike = safety.get(branch, {}).get("hard_negatives", {}).get("false_positive_rate")
+        if alike is not None:
+            sentences.append(f"Harmless {words} that resemble harmful ones: it rejects {figure(alike)} of {alike['n']}.")
     for branch, words in ASKED.items():
         if branch in integrity:
             refused = integrity[branch]["harmless"]["guarded"]["refused"]

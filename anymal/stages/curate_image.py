@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from anymal.errors import ConfigError
+from anymal.safety.limits import SafetyLimits
 from anymal.stage import Config, In, Out
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +96,7 @@ class CurateImageConfig(Config):
     val_fraction: Fraction
     test_fraction: Fraction
     scenes: ScenesConfig
+    safety: SafetyLimits | None = Field(description="what the guard's classifiers leave out; null: they are not asked")
     samples_per_shard: int = Field(gt=0)
     report_thumbnails: int = Field(ge=0, le=40, description="per rule")
     workers: int = Field(ge=1, le=256)
@@ -110,7 +112,7 @@ class CurateImageConfig(Config):
         return self
 
 
-def curate_image(config: CurateImageConfig, *, assets: In, shards: Out, stamps: Out, report: Out, statistics: Out) -> None:
+def curate_image(config: CurateImageConfig, *, assets: In, guard: In, shards: Out, stamps: Out, report: Out, statistics: Out) -> None:
     """Curate captioned images and compose scenes: shards, cut-outs for clips, a report of what was kept and dropped, and statistics."""
     from anymal.curation import output
     from anymal.curation.captions import CaptionLimits
@@ -119,7 +121,7 @@ def curate_image(config: CurateImageConfig, *, assets: In, shards: Out, stamps: 
     from anymal.curation.pipeline import DuplicateSettings, SceneSettings, Source, curate_images
     from anymal.curation.workers import ImageSettings
     from anymal.data.manifest import write_manifest
-    from anymal.data.shards import shard_paths
+    from anymal.safety.filters import open_screen
 
     if assets.is_file():
         raise ConfigError(f"--assets {assets}: is a file; give the folder that holds one folder per asset")
@@ -127,24 +129,22 @@ def curate_image(config: CurateImageConfig, *, assets: In, shards: Out, stamps: 
     limits = ImageLimits(config.images.max_bytes, config.images.max_pixels, config.images.min_side)
     image_settings = ImageSettings(limits, config.images.size, config.images.background, config.images.jpeg_quality, config.face_threshold,
                                    config.ocr_side, config.ocr_min_characters)
-    texts = config.captions
+    texts, scenes = config.captions, config.scenes
     shards.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=shards.parent, prefix=".curate-") as scratch:
         curated = curate_images(
             sources, captions=CaptionLimits(texts.max_characters, texts.min_words, texts.max_words, texts.min_english),
             author_min_images=texts.author_min_images, image_settings=image_settings,
             duplicate_settings=DuplicateSettings(**config.duplicates.model_dump()),
-            scene_settings=SceneSettings(config.scenes.count.model_dump(), **config.scenes.model_dump(exclude={"count"})),
-            val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.seed, parser=load_parser(),
-            scratch=type(shards)(scratch), workers=config.workers, say=lambda line: print(f"curate_image: {line}", file=sys.stderr),
-        )
+            scene_settings=SceneSettings(scenes.count.model_dump(), **scenes.model_dump(exclude={"count"})), seed=config.seed, parser=load_parser(),
+            val_fraction=config.val_fraction, test_fraction=config.test_fraction, scratch=type(shards)(scratch), workers=config.workers,
+            screen=open_screen(guard, config.safety), say=lambda line: print(f"curate_image: {line}", file=sys.stderr))
         counts = output.write_shards(curated, shards, config.samples_per_shard)
         output.write_stamps(curated, stamps)
         figures = output.statistics(curated)
         output.write_report(report, figures=figures, curated=curated, limits=limits, background=config.images.background,
                             thumbnails=config.report_thumbnails)
-    names = {split: [path.name for path in shard_paths(shards, split)] for split, count in counts.items() if count}
-    output.write_card(shards, figures=figures, curated=curated, counts=counts, shards=names)
-    for folder in (shards, stamps):
-        write_manifest(folder)
+    output.write_card(shards, figures=figures, curated=curated, counts=counts)
+    write_manifest(shards)
+    write_manifest(stamps)
     statistics.write_text(json.dumps({"modality": "image", **figures}, indent=1) + "\n", encoding="utf-8")

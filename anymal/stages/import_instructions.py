@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anymal.errors import ConfigError
+from anymal.safety.limits import SafetyLimits
 from anymal.stage import Config, In, Ins, Out
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -105,17 +106,19 @@ class ImportInstructionsConfig(Config):
     media: MediaConfig
     test_count: int = Field(ge=0, description="instructions held out for people to judge; the paper has 1000")
     val_fraction: float = Field(ge=0, lt=1, description="of the groups that are not held out")
+    safety: SafetyLimits | None = Field(description="what the guard's classifiers leave out (pair: null); null: they are not asked")
     samples_per_shard: int = Field(gt=0)
     report_examples: int = Field(ge=0, le=40, description="kept ones, and dropped ones per rule")
     workers: int = Field(ge=1, le=256)
 
 
-def import_instructions(config: ImportInstructionsConfig, *, assets: In, shards: Ins, instructions: Out, media: Out, report: Out,
+def import_instructions(config: ImportInstructionsConfig, *, assets: In, shards: Ins, guard: In, instructions: Out, media: Out, report: Out,
                         statistics: Out) -> None:
     """Import human instruction data: splits in LLaVA's form, new media as shards, a report of what was kept and dropped, and statistics."""
     from anymal.curation import instruction_output as output
     from anymal.curation.instruction_media import MediaSettings
     from anymal.curation.instructions import Source, TextLimits, import_records
+    from anymal.safety.filters import open_screen
 
     if assets.is_file():
         raise ConfigError(f"--assets {assets}: is a file; give the folder that holds one folder per asset")
@@ -131,7 +134,8 @@ def import_instructions(config: ImportInstructionsConfig, *, assets: In, shards:
     with tempfile.TemporaryDirectory(dir=media.parent, prefix=".import-") as scratch:
         imported = import_records(
             sources, shards, limits=TextLimits(**config.limits.model_dump()), media=MediaSettings(**config.media.model_dump()),
-            test_count=config.test_count, val_fraction=config.val_fraction, seed=config.seed, scratch=type(media)(scratch), workers=config.workers)
+            test_count=config.test_count, val_fraction=config.val_fraction, seed=config.seed, scratch=type(media)(scratch), workers=config.workers,
+            screen=open_screen(guard, config.safety))
         figures = output.statistics(imported)
         output.write_folder(instructions, imported, figures)
         output.write_media(media, imported, config.samples_per_shard)

@@ -54,13 +54,13 @@ class RegisterConfig(Config):
 
 
 def register(
-    config: RegisterConfig, *, checkpoints: Ins, statistics: Ins, evaluation: In, samples: In, leakage: In, assets: In, bundle: Out,
-    registration: Out
+    config: RegisterConfig, *, checkpoints: Ins, statistics: Ins, evaluation: In, samples: In, leakage: In, safety: In, integrity: In,
+    assets: In, bundle: Out, registration: Out
 ) -> None:
     """Write the model bundle and register it as a candidate, with the evidence that a promotion goes by.
 
     `checkpoints` are what finetune wrote, or align's, one per modality; `statistics` are curation's, of the same modalities; `evaluation` and
-    `samples` are score's, `leakage` is audit's.
+    `samples` are score's, `leakage` is audit's, `safety` and `integrity` are what train_safety measured of the guard and evaluate_safety of both.
     """
     from anymal import __version__
     from anymal.model.bundle import asset_record, write_bundle
@@ -73,14 +73,15 @@ def register(
     if paths.keys() != described.keys():
         raise DataError(f"register: --statistics is of {', '.join(paths)}, but the checkpoints are of {', '.join(described)}; give the "
                         "statistics that curation wrote for each of them")
-    figures, audit = _read(evaluation), _read(leakage)
+    figures, audit, asked = _read(evaluation), _read(leakage), _read(integrity)
+    measured = {"evaluation": evaluation, "samples": samples, "leakage": leakage, "safety": safety, "integrity": integrity}
     facts = {modality: {name: value for name, value in _read(path).items() if name != "modality"} for modality, path in paths.items()}
     inputs = {f"checkpoints.{number}": fingerprint(path) for number, path in enumerate(checkpoints)} | {
         f"{modality}.statistics": fingerprint(path) for modality, path in paths.items()} | {
-            "evaluation": fingerprint(evaluation), "samples": fingerprint(samples), "leakage": fingerprint(leakage)}
+            name: fingerprint(path) for name, path in measured.items()}
     inference = config.inference.model_dump()
     card = model_card(
-        name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, leakage=audit, statistics=facts,
+        name=config.name, alias=config.alias, checkpoints=described, evaluation=figures, leakage=audit, integrity=asked, statistics=facts,
         assets={folder.name: asset_record(folder) for folder in sorted(assets.iterdir()) if (folder / "asset.json").is_file()},
         inference=inference, seed=config.seed, inputs=inputs)  # fmt: skip
     write_bundle(bundle, checkpoints=checkpoints, assets=assets, inference=inference, card=card,
@@ -88,7 +89,7 @@ def register(
     values = {name: value for name, value in flatten(figures).items() if name.endswith(".value")}
     result = register_bundle(bundle, name=config.name, alias=config.alias, metrics=values,
                              tags={f"input.{port}": digest for port, digest in inputs.items()},
-                             evidence={"evaluation.json": evaluation, "samples.jsonl": samples, "leakage.json": leakage})
+                             evidence={f"{name}{'.jsonl' if name == 'samples' else '.json'}": path for name, path in measured.items()})
     document = {"name": result.name, "version": result.version, "alias": result.alias, "uri": result.uri, "bundle_sha256": result.bundle_sha256}
     registration.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from anymal.errors import AnymalError
 from anymal.model.modalities import ModalityName
+from anymal.safety.limits import SafetyLimits
 from anymal.stage import Config, DType, In, Out, per_modality, resumable
 
 
@@ -93,6 +93,7 @@ class SynthesizeConfig(Config):
     blind: BlindConfig | None
     duplicates: DuplicatesConfig
     harmful: tuple[Annotated[str, AfterValidator(_expression)], ...] = Field(description="searched in lower-case text, beside those of words.yaml")
+    safety: SafetyLimits | None = Field(description="what the guard's text classifier leaves out; null: it is not asked")
     report_examples: int = Field(ge=0, le=100, description="per kind and per reason")
 
     @model_validator(mode="after")
@@ -104,9 +105,10 @@ class SynthesizeConfig(Config):
 
 @resumable
 @per_modality
-def synthesize(config: SynthesizeConfig, *, shards: In, assets: In, instructions: Out, report: Out, statistics: Out) -> None:
+def synthesize(config: SynthesizeConfig, *, shards: In, assets: In, guard: In, instructions: Out, report: Out, statistics: Out) -> None:
     """Have an open LLM write instruction data from text-only descriptions of the media (paper section 2), and keep what holds."""
     from anymal import tracking
+    from anymal.safety.filters import open_screen
     from anymal.synthesis import generation, output
     from anymal.synthesis.backends import Backend, InProcess, Server
     from anymal.synthesis.checks import Limits
@@ -133,17 +135,14 @@ def synthesize(config: SynthesizeConfig, *, shards: In, assets: In, instructions
     state = instructions / "state"
     state.mkdir(parents=True, exist_ok=True)
     answers = ask(backend, [one.request for one in chosen.asked], state / "answers.jsonl", report=tracking.log_metrics)
-    blind = config.blind
+    blind, screen = config.blind, open_screen(guard, config.safety)
     judged = generation.judge(
         chosen, answers, threshold=blind.threshold if blind else 0.0, similarity=config.duplicates.similarity, most_alike=config.duplicates.most,
-        harmful=[re.compile(pattern) for pattern in config.harmful],
+        harmful=[re.compile(pattern) for pattern in config.harmful], unsafe=None if screen is None else screen.texts,
         likelihoods=None if blind is None else lambda pairs: score(load(**blind.loading), pairs, state / "likelihoods.jsonl", blind.batch_size))
     made = {split: generation.instructions(judged, split, config.modality) for split in generation.SPLITS}
-    figures = generation.statistics(chosen, judged, made, config.modality)
-    if not made["train"]:
-        most = ", ".join(f"{reason} {count}" for reason, count in figures["dropped"].items())
-        raise AnymalError(f"synthesize.{config.modality}: of {figures['asked']} answers of {writer} nothing passed the checks ({most}); take another "
-                          "LLM or manner, or loosen the limits")
+    figures = generation.statistics(chosen, judged, made, config.modality, screened=screen is not None)
+    generation.refuse_empty(made, figures, writer=writer)
     output.write_folder(instructions, made, judged, figures, writer=writer)
     output.write_report(report, judged, figures, writer=writer, examples=config.report_examples)
     statistics.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anymal.data.instructions import Instruction, MediumName
-from anymal.errors import DataError
+from anymal.errors import AnymalError, DataError
 from anymal.synthesis.alike import Alike
 from anymal.synthesis.backends import Answer, Request
 from anymal.synthesis.checks import REASONS, Limits, Pair, problem, refers_back
@@ -281,6 +281,18 @@ def statistics(chosen: Chosen, judged: Sequence[Judged], made: Mapping[str, Sequ
         figures["unsafe"] = dict(sorted(Counter(found.detail for found in judged if found.reason == "unsafe").items()))
     assert figures["kept"] == sum(split["pairs"] for split in figures["splits"].values())
     return figures
+
+
+def refuse_empty(made: Mapping[str, Sequence[Instruction]], figures: Mapping[str, Any], *, writer: str) -> None:
+    """Stop when nothing is left to train on.
+
+    Raises:
+        AnymalError: naming the LLM, and for what reasons its answers were dropped.
+    """
+    if not made["train"]:
+        most = ", ".join(f"{reason} {count}" for reason, count in figures["dropped"].items())
+        raise AnymalError(f"synthesize.{figures['modality']}: of {figures['asked']} answers of {writer} nothing passed the checks ({most}); take "
+                          "another LLM or manner, or loosen the limits")
 
 
 def _counts(asked: Sequence[Asked], judged: Sequence[Judged]) -> dict[str, Any]:

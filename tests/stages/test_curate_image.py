@@ -6,11 +6,14 @@ import io
 import json
 import os
 import re
+import sys
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
@@ -37,7 +40,7 @@ def knobs(**changes: Any) -> dict[str, Any]:
         "duplicates": {"same_bits": 4, "same_colour": 12, "related_bits": 6, "related_colour": 14},
         "val_fraction": 0.25, "test_fraction": 0.25,
         "scenes": {"count": {"train": 12, "val": 4, "test": 6}, "size": 96, "max_objects": 4, "min_complexity": 1, "min_actions": 1},
-        "samples_per_shard": 20, "report_thumbnails": 3, "workers": 1,
+        "safety": None, "samples_per_shard": 20, "report_thumbnails": 3, "workers": 1,
     } | changes
 
 
@@ -85,7 +88,8 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(assets: Path, out: Path, section: dict[str, Any]) -> dict[str, Path]:
     stage = load_stage("curate_image")
-    ports = {"assets": assets, "shards": out / "shards", "stamps": out / "stamps", "report": out / "curate.html", "statistics": out / "curate.json"}
+    ports = {"assets": assets, "guard": assets, "shards": out / "shards", "stamps": out / "stamps", "report": out / "curate.html",
+             "statistics": out / "curate.json"}
     run_stage(stage, validate(stage.config, section, "curate_image"), ports)
     return ports
 
@@ -251,3 +255,45 @@ def test_a_lost_image_is_noticed(assets: Path) -> None:
     found = collect([Source("stamps", assets / "stamps", "captioned_folder", "CC0-1.0", (), 0, 0, False)], ImageLimits(10**7, 10**7, 16))
     with pytest.raises(AssertionError):
         check_conservation(found)
+
+
+class Classifiers:
+    """A guard that finds a word, and nothing in pictures."""
+
+    categories = ("violence", "weapons")
+
+    def __init__(self, word: str) -> None:
+        self.word, self.asked = word, 0
+        self.text = self.image = self
+
+    def probabilities(self, given: list[Any]) -> Any:
+        self.asked += len(given)
+        return np.array([[0.0, float(isinstance(one, str) and self.word in one.lower())] for one in given])
+
+
+def screened(word: str, assets: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Path], Classifiers]:
+    monkeypatch.setenv("ANYMAL_TRACKING", "off")
+    classifiers = Classifiers(word)
+    monkeypatch.setitem(sys.modules, "anymal.safety.models", SimpleNamespace(load_guard=lambda folder: classifiers))
+    return run(assets, out, knobs(safety={"text": 0.9, "image": 0.9, "pair": None})), classifiers
+
+
+def test_classifiers_that_find_nothing_change_no_byte_of_the_data(assets, made, tmp_path, monkeypatch):
+    found, classifiers = screened("nothing says this", assets, tmp_path, monkeypatch)
+    assert classifiers.asked > 20
+    for port in ("shards", "stamps"):
+        assert (found[port] / "manifest.json").read_bytes() == (made[port] / "manifest.json").read_bytes()
+    assert json.loads(found["statistics"].read_text()) == json.loads(made["statistics"].read_text()) | {"harmful": {}}
+    assert "left nothing out" in found["report"].read_text()
+
+
+def test_what_classifiers_find_is_left_out_and_counted_by_category(assets, made, tmp_path, monkeypatch):
+    word = next(sample.meta["noun"] for path in shard_paths(made["shards"], "train") for sample in read_shard(path) if sample.meta["kind"] == "photo")
+    found, _ = screened(word, assets, tmp_path, monkeypatch)
+    figures, before = (json.loads(ports["statistics"].read_text()) for ports in (found, made))
+    dropped = figures["dropped"]["harmful_text"]
+    assert dropped >= 1 and figures["harmful"] == {"harmful_text": {"weapons": dropped}} and figures["kept"] == before["kept"] - dropped
+    captions = [caption for split in ("train", "val", "test") for path in shard_paths(found["shards"], split) for sample in read_shard(path)
+                for caption in sample.meta["captions"]]
+    assert captions and not [caption for caption in captions if word in caption.lower()]
+    assert "a safety classifier finds the text harmful" in found["report"].read_text()

@@ -28,7 +28,7 @@ def knobs(**changes: Any) -> dict[str, Any]:
     forms = llava | {"asset": "labelled", "reader": "label_studio", "file": "export.json", "media": None, "licence": "CC0-1.0"}
     return {
         "seed": 3, "sources": {"mm-it": llava, "forms": forms}, "limits": {"max_characters": 300, "max_turns": 5, "max_media": 4}, "media": SETTINGS,
-        "test_count": 3, "val_fraction": 0.2, "samples_per_shard": 2, "report_examples": 5, "workers": 2,
+        "test_count": 3, "val_fraction": 0.2, "safety": None, "samples_per_shard": 2, "report_examples": 5, "workers": 2,
     } | changes
 
 
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     seen = {"image": "/data/local-files/?d=seen.png"}
     (root / "assets" / "labelled" / "export.json").write_text(json.dumps([task(1, annotation(1, *form()), data=seen), task(2)]))
     images = curate(root / "image", {"train": [sample("seen", "train", drawing(1))], "test": [sample("secret", "test", drawing(2))]})
-    return {"assets": root / "assets", "shards": (images,)}
+    return {"assets": root / "assets", "shards": (images,), "guard": root / "assets"}
 
 
 def run(inputs: dict[str, Any], out: Path, **changes: Any) -> dict[str, Path]:

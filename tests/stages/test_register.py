@@ -21,6 +21,9 @@ FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
 EVALUATION = {"image": {"vqa": {
     "accuracy": FIGURE, "groups": {"image": 3}, "normaliser": "VQA", "prompt": "user: <image> {question}", "protocol": "exact match",
     "controls": {"shuffled": {"accuracy": {**FIGURE, "value": 0.125}}, "blank": {"accuracy": {**FIGURE, "value": 0.0625}}}}}}
+REFUSED = {side: {who: {"refused": FIGURE, "harmful_classifier": FIGURE} for who in ("model", "guarded")} for side in ("harmful", "harmless")}
+INTEGRITY = {"text": REFUSED, "all": REFUSED}
+SAFETY = {"text": {"auroc": FIGURE}}
 LEAKAGE = {"passed": True, "modalities": {"image": {"copies": 0, "near": 2}}}
 SAMPLE = {"branch": "image.vqa", "id": "q1", "group": "a", "scores": {"accuracy": 1.0}}
 STATISTICS = {"modality": "image", "samples": {"train": 30, "test": 10}, "dropped": {"too_small": 3}}
@@ -34,11 +37,13 @@ def run_register(**changes: Any) -> dict[str, Any]:
         Path("results/evaluate.json").write_text(json.dumps(EVALUATION))
     Path("results/curate.json").write_text(json.dumps(STATISTICS))
     Path("results/samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
-    Path("results/leakage.json").write_text(json.dumps(LEAKAGE))
+    for name, document in (("leakage", LEAKAGE), ("safety", SAFETY), ("safety_integrity", INTEGRITY)):
+        Path(f"results/{name}.json").write_text(json.dumps(document))
     stage = load_stage("register")
     ports: dict[str, Any] = {
         "checkpoints": (Path("models/checkpoints/image"),), "statistics": (Path("results/curate.json"),), "evaluation": Path("results/evaluate.json"),
         "samples": Path("results/samples.jsonl"), "leakage": Path("results/leakage.json"),
+        "safety": Path("results/safety.json"), "integrity": Path("results/safety_integrity.json"),
         "assets": Path("data/assets"), "bundle": Path("models/bundle"), "registration": Path("reports/registration.json")}
     run_stage(stage, read_config(stage, json.dumps({**CONFIG, **changes})), ports)
     document: dict[str, Any] = json.loads(Path("reports/registration.json").read_text())
@@ -68,7 +73,8 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     version = client.get_model_version_by_alias("anymal", "candidate")
     run = client.get_run(version.run_id)
     assert version.tags["bundle_sha256"] == registered["bundle_sha256"]
-    assert {"input.checkpoints.0", "input.evaluation", "input.samples", "input.leakage", "input.image.statistics"} <= set(version.tags)
+    assert {"input.checkpoints.0", "input.evaluation", "input.samples", "input.leakage", "input.safety", "input.integrity",
+            "input.image.statistics"} <= set(version.tags)
     assert version.description == Path("models/bundle/README.md").read_text()
     assert run.data.tags["stage"] == "register" and run.info.status == "FINISHED"
     assert run.data.metrics["image.vqa.accuracy.value"] == 0.5
@@ -119,7 +125,7 @@ def test_what_was_registered_passes_the_gates_that_ask_where_it_comes_from(regis
     passed = {result["rule"]: [] for result in made.document["results"]}
     for result in made.document["results"]:
         passed[result["rule"]].append(result["passed"])
-    assert passed["bundle"] == [True] and all(passed["lineage"]) and len(passed["lineage"]) == 7
+    assert passed["bundle"] == [True] and all(passed["lineage"]) and len(passed["lineage"]) == 9
 
 
 def test_card_is_filled_from_the_artifacts(registered):
@@ -138,7 +144,8 @@ def test_card_is_filled_from_the_artifacts(registered):
     assert "\n".join(table) + "\n" in body
     assert "measured on 3 groups of image only" in body
     assert "### image\n\n| Statistic | Value |\n|---|---|\n| dropped.too_small | 3 |\n| samples.test | 10 |\n" in body
-    assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body and "safety was not measured" in body
+    assert "| samples.train | 30 |" in body and "tiny-llm" in body and "50% of its answers" in body
+    assert "Safety, harmful texts of the trained sources: alone it refused 0.50 [0.25, 0.75] of 40, behind the guard 0.50" in body
     assert "passed. What it found:\n\n| Check | Value |\n|---|---|\n| modalities.image.copies | 0 |\n| modalities.image.near | 2 |\n" in body
 
 
@@ -156,11 +163,13 @@ def test_card_of_several_modalities():
     statistics = {modality: {"kept": number, **{f"x{i:02d}": i for i in range(60)}} for number, modality in enumerate(modalities)}
     card = model_card(
         name="anymal", alias="candidate", checkpoints=modalities, assets={"llm": asset, "eyes": asset}, evaluation=figures, leakage={},
+        integrity=None,
         statistics=statistics, inference={}, seed=0, inputs={f"{modality}.statistics": modality * 5 for modality in modalities})  # fmt: skip
     rows = [line.split(" | ")[:2] for line in card.splitlines() if "encoder |" in line]
     assert rows == [["| image and video encoder", "eyes"], ["| imu encoder", "k"]]
     assert "### imu\n\n| Statistic | Value |\n|---|---|\n| kept | 2 |" in card and "21 more are in the curation's statistics (SHA-256 `imu" in card
     assert "imu caption: 50% of its held-out captions named a wrong class" in card and "mixed qa: 50% of its answers" in card
+    assert "Its safety was not measured" in card
     assert "does not say that it passed" in card and "so were, before, the encoders of imu" in card and "adapter" not in card
     assert "| accuracy_imu | 0.5 |" in card and "Not measured at all: image, video." in card
     assert all(f"anymal ask models:/anymal@candidate --{modality} FILE" in card for modality in modalities)
@@ -177,7 +186,7 @@ def test_card_of_benchmarks():
     known = {"modality": "image", "accuracy": FIGURE, "rates": rates, "variant": "vqa_eval"}
     figures = {"benchmarks": {"vqav2": known | {"data": {"real": True}}, "pope": known | {"data": {"real": False}}, "okvqa": {"skipped": "no file"}}}
     text = model_card(name="anymal", alias="candidate", checkpoints={"image": checkpoint}, assets={"llm": asset}, evaluation=figures,
-                      leakage={"passed": True}, statistics={"image": {}}, inference={}, seed=0, inputs={})
+                      leakage={"passed": True}, integrity=None, statistics={"image": {}}, inference={}, seed=0, inputs={})
     results = ModelCard(text).data.eval_results
     assert [(result.dataset_type, result.dataset_name) for result in results] == [
         ("anymal-curated", "sample data in the layout of pope"), ("vqav2", "vqav2")]

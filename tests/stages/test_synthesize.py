@@ -21,7 +21,8 @@ KNOBS = {
     "max_new_tokens": 16, "temperature": 0, "top_p": 1, "manner": "free", "captions": 2, "min_description_words": 5,
     "kinds": {"conversation": {"train": 30, "val": None, "questions": 1, "answer_words": [1, 30], "unsupported": 0.2},
               "detail": {"train": 4, "val": 0, "questions": 1, "answer_words": [1, 30], "unsupported": 0.2}},
-    "question_words": [3, 30], "blind": None, "duplicates": {"similarity": 0.9, "most": 2}, "harmful": [], "report_examples": 5,
+    "question_words": [3, 30], "blind": None, "duplicates": {"similarity": 0.9, "most": 2}, "harmful": [], "safety": None,
+    "report_examples": 5,
 }
 NAMES = ("cat", "dog", "zebra", "apple", "kite", "bell", "lemon", "drum")
 
@@ -54,7 +55,7 @@ def knobs(scripted=None, **changed):
 
 def run(config, shards, out, assets=None):
     out.mkdir(exist_ok=True)
-    ports = {"shards": shards, "assets": assets or shards, "instructions": out / "instructions", "report": out / "report.html",
+    ports = {"shards": shards, "assets": assets or shards, "guard": shards, "instructions": out / "instructions", "report": out / "report.html",
              "statistics": out / "statistics.json"}
     run_stage(load_stage("synthesize"), SynthesizeConfig.model_validate(config), ports)
     return ports
