@@ -16,9 +16,9 @@ from anymal.safety.pairs import PairSource, curate_pairs
 from anymal.safety.pictures import CATALOGUE, PictureSource, curate_pictures
 from anymal.safety.taxonomy import CODES
 
-FOLDERS = {"weapon": "tools/weapons", "person": "people", "poison": "science", "food": "food/fruit", "beast": "animals/mammals",
+FOLDERS = {"weapon": "tools/weapons", "person": "people", "poison": "signs_and_symbols/hazard", "food": "food/fruit", "beast": "animals/mammals",
            "vice": "food/beverages/alcohol", "sweet": "food/desserts", "tool": "tools", "": "recreation"}
-NAMES = {"person": "man", "poison": "flask", "tool": "hammer"}
+NAMES = {"person": "man", "poison": "poison", "tool": "hammer"}
 
 
 def scribble(path: Path, seed: int) -> None:
