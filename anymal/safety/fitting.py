@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from anymal.errors import NumericalError
 from anymal.progress import track
+from anymal.safety.thresholds import EDGE, calibrate
 from anymal.training.checkpoint import State, read_state, write_state
 
 MOST_WEIGHT = 8.0
@@ -54,6 +55,18 @@ class Loss(nn.Module):
         return loss
 
 
+def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
+    """Cross-entropy per category after calibration, in nats: what early stopping goes by, for being too sure is mended by calibration and says
+    nothing about how well samples are told apart.
+
+    Args:
+        logits, truth: (samples, categories) of validation data.
+    """
+    values, labels = logits.double().numpy(), truth.numpy().astype(bool)
+    predicted = np.clip(calibrate(values, labels).probabilities(values), EDGE, 1 - EDGE)
+    return float(-np.mean(np.where(labels, np.log(predicted), np.log1p(-predicted))))
+
+
 def fit(
     module: nn.Module, samples: int, *, loss: Callable[[np.ndarray, int], Tensor], measure: Callable[[], float], how: Fit, folder: Path, label: str,
     stop_after: int | None = None,
@@ -65,7 +78,7 @@ def fit(
     Args:
         samples: how many there are.
         loss: (rows, epoch) -> their loss; a pure function of these, of the weights and of torch's generator, which is seeded for each batch.
-        measure: the validation loss.
+        measure: the validation loss, such as `calibrated_loss`.
         folder: where the state is kept after each epoch; the caller removes it.
         stop_after: epochs of this call (tests).
 

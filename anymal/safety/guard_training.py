@@ -16,7 +16,7 @@ from anymal.errors import DataError
 from anymal.media.image import open_image
 from anymal.safety import card
 from anymal.safety.figures import ANSWERS, image_figures, pair_figures, text_figures
-from anymal.safety.fitting import Fit, Loss, fit
+from anymal.safety.fitting import Fit, Loss, calibrated_loss, fit
 from anymal.safety.image_classifier import Head, ImageClassifier
 from anymal.safety.image_training import train_images
 from anymal.safety.lists import PairRecord, PictureRecord, read_pairs, read_pictures, truth_of
@@ -89,7 +89,7 @@ def half_alone(
     """
     torch.manual_seed(how.seed)
     head, loss = Head(train[0].shape[1], hidden, train[1].shape[1], dropout=dropout), Loss(train[1].numpy())
-    fit(head, len(train[0]), loss=lambda rows, _: loss(head(train[0][rows]), train[1][rows]), measure=lambda: float(loss(head(val[0]), val[1])),
+    fit(head, len(train[0]), loss=lambda rows, _: loss(head(train[0][rows]), train[1][rows]), measure=lambda: calibrated_loss(head(val[0]), val[1]),
         how=how, folder=folder, label=label)
     with torch.inference_mode():
         scores: np.ndarray = head(test).logsumexp(1).double().numpy()

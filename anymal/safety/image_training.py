@@ -16,7 +16,7 @@ from anymal.errors import DataError
 from anymal.media.image import open_image
 from anymal.progress import track
 from anymal.safety.backbones import Backbone, Kind, load_backbone
-from anymal.safety.fitting import Fit, Loss, fit
+from anymal.safety.fitting import Fit, Loss, calibrated_loss, fit
 from anymal.safety.image_classifier import AT_ONCE, Head, ImageClassifier
 from anymal.safety.lists import PictureRecord, truth_of
 from anymal.safety.taxonomy import CODES
@@ -65,8 +65,8 @@ def train_images(
             parts = [module(held_out.inputs(np.arange(start, min(start + AT_ONCE, len(val))), None)) for start in range(0, len(val), AT_ONCE)]
         return torch.cat(parts)
 
-    history = fit(module, len(train), loss=of_rows, measure=lambda: float(loss(logits(), expected)), how=how, folder=work / "state", label="image",
-                  stop_after=stop_after)
+    history = fit(module, len(train), loss=of_rows, measure=lambda: calibrated_loss(logits(), expected), how=how, folder=work / "state",
+                  label="image", stop_after=stop_after)
     if stop_after is None:
         calibration = calibrate(logits().double().numpy(), expected.numpy().astype(bool))
         ImageClassifier(network, module.head, trained=trained, hidden=hidden, calibration=calibration).save(output)

@@ -15,7 +15,7 @@ from anymal.errors import DataError
 from anymal.media.image import open_image
 from anymal.progress import track
 from anymal.safety.backbones import Backbone, Kind, load_backbone
-from anymal.safety.fitting import Fit, Loss, fit
+from anymal.safety.fitting import Fit, Loss, calibrated_loss, fit
 from anymal.safety.image_classifier import AT_ONCE
 from anymal.safety.lists import PairRecord, truth_of
 from anymal.safety.pair_classifier import Fusion, PairClassifier, Sentences
@@ -105,7 +105,7 @@ def train_pairs(
     loss = Loss(truth.numpy())
     everything = slice(None)
     history = fit(fusion, len(train), loss=lambda rows, _: loss(fusion(*data.of(rows)), truth[rows]),
-                  measure=lambda: float(loss(fusion(*held_out.of(everything)), expected)), how=how, folder=work / "state", label="pairs",
+                  measure=lambda: calibrated_loss(fusion(*held_out.of(everything)), expected), how=how, folder=work / "state", label="pairs",
                   stop_after=stop_after)
     if stop_after is None:
         with torch.inference_mode():
