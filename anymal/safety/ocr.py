@@ -29,10 +29,17 @@ class PictureReader:
         scale = SIDE / longest if longest > SIDE else max(1.0, LEAST_SIDE / longest)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        return self._lines(scaled) or self._lines(ImageOps.equalize(scaled))
+        lines, on_side = self._lines(scaled)
+        if not lines:
+            lines, on_side = self._lines(ImageOps.equalize(scaled))
+        if on_side:  # lines that stand close to each other get lost
+            lines = max(lines, *(self._lines(scaled.rotate(angle, expand=True))[0] for angle in (90, 270)), key=len)
+        return lines
 
-    def _lines(self, image: Image.Image) -> str:
+    def _lines(self, image: Image.Image) -> tuple[str, bool]:
+        """Lines, and whether any of them runs up or down."""
         import numpy as np
 
         result, _ = self._reader(np.asarray(image)[:, :, ::-1], use_cls=True)
-        return "\n".join(str(text).strip() for _, text, sure in result or [] if float(sure) >= SURE)
+        found = [(np.ptp(np.asarray(corners), axis=0), str(text).strip()) for corners, text, sure in result or [] if float(sure) >= SURE]
+        return "\n".join(text for _, text in found), any(height > 2 * width for (width, height), _ in found)
