@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.safety.tiny import make_text_encoder
-from tests.safety.tiny_pictures import tiny_clip, tiny_regnet, write_safety
 
 from anymal.data.manifest import write_manifest
 from anymal.errors import DataError
@@ -19,6 +17,8 @@ from anymal.safety.figures import recall_at
 from anymal.safety.models import USES, load_guard
 from anymal.safety.taxonomy import CODES
 from anymal.stages.train_safety import TrainSafetyConfig, train_safety
+from tests.safety.tiny import make_text_encoder
+from tests.safety.tiny_pictures import tiny_clip, tiny_regnet, write_safety
 
 HEAD = {"hidden": 8, "dropout": 0.1, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 0.01, "patience": 2}
 CONFIG: dict[str, Any] = {
