@@ -17,7 +17,8 @@ from anymal.errors import AnymalError, BundleError, DataError
 from anymal.model.bundle import bundle_sha256, read_bundle
 from anymal.model.hf import AnyMALForConditionalGeneration, AnyMALProcessor
 from anymal.model.loading import load_bundle
-from anymal.serving.answer import Request, answer
+from anymal.model.prompt import Prompt
+from anymal.serving.answer import Request, answer, encoded, messages_of
 from tests import tiny
 from tests.model.test_bundle import contents, make
 
@@ -180,9 +181,7 @@ def test_the_loss_is_anymals_and_reaches_the_projectors(files, bundle):
     model.anymal.projectors.requires_grad_(True)
     out = model(input_ids=ids, attention_mask=mask, labels=labels, **values)
     prompts = [Request(question, [(m, path(files, m)) for m in modalities]) for question, modalities in QUESTIONS]
-    from anymal.serving.answer import _messages, _prompt
-
-    pieces = [model.anymal.tokenize(_prompt(model.anymal, request, _messages(model.anymal, request), None)) for request in prompts]
+    pieces = [model.anymal.tokenize(Prompt(messages_of(model.anymal, request), encoded(model.anymal, request.media))) for request in prompts]
     expected = model.anymal.token_losses(pieces, targets).values.mean()
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert out.logits.shape == (*ids.shape, len(processor.tokenizer))

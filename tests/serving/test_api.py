@@ -32,11 +32,12 @@ LENGTH = INFERENCE["max_new_tokens"]
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_model):
-    make(tiny_model, MODEL, MODALITIES)
+def bundle(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / MODEL
+    make(tiny_model, str(folder), MODALITIES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny_model)
-        yield tiny_model / MODEL
+        yield folder
 
 
 @pytest.fixture(scope="module")

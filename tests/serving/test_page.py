@@ -26,11 +26,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model):
-    make(tiny_model, MODEL, MODALITIES)
+def server(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / MODEL
+    make(tiny_model, str(folder), MODALITIES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny_model)
-        with running(tiny_model / MODEL) as found:
+        with running(folder) as found:
             yield found
 
 

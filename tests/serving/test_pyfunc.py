@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from anymal.errors import DataError
-from anymal.registry import _signature
+from anymal.registry import _bundle_rows, _signature
 from anymal.serving import pyfunc
 from anymal.serving.answer import Request, answer
 from anymal.serving.pyfunc import _load_pyfunc
@@ -92,7 +92,7 @@ def test_media_above_the_limit_are_refused_before_they_are_parsed(predictor, mon
 
 
 def test_the_registered_signature_lists_the_columns():
-    signature, example = _signature({"encoders": {"audio": None, "image": "x"}, "inference": {"max_new_tokens": 7}})
+    signature, example = _signature(_bundle_rows({"encoders": {"audio": None, "image": "x"}, "inference": {"max_new_tokens": 7}}))
     assert [(column["name"], column["type"], column["required"]) for column in signature.inputs.to_dict()] == [
         (name, "string", False) for name in ("audio", "image", "media", "question")]
     assert set(example.columns) == {"image", "question"}
