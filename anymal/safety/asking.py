@@ -12,6 +12,7 @@ from anymal.model.prompt import Prompt as ModelPrompt
 from anymal.progress import track
 from anymal.safety.integrity import Checked, Judge
 from anymal.safety.prompts import Prompt
+from anymal.safety.thresholds import hits
 
 if TYPE_CHECKING:
     from anymal.model.anymal import AnyMAL
@@ -64,8 +65,9 @@ def judge_of(classifier: Hits, categories: Sequence[str], thresholds: Mapping[st
         places = [place for place, text in enumerate(texts) if text.strip()]
         found: list[tuple[str, ...]] = [()] * len(texts)
         if places:
-            for place, row in zip(places, classifier.probabilities([texts[place] for place in places]), strict=True):
-                found[place] = tuple(code for code, value in zip(categories, row, strict=True) if code in thresholds and value >= thresholds[code])
+            hit = hits(classifier.probabilities([texts[place] for place in places]), categories, thresholds)
+            for place, row in zip(places, hit, strict=True):
+                found[place] = tuple(code for code, one in zip(categories, row, strict=True) if one)
         return found
 
     return judge

@@ -231,13 +231,14 @@ class Guard:
         """
         import numpy as np
 
+        from anymal.safety.thresholds import hits
+
         found = np.asarray(probabilities, dtype=np.float64)
         categories, thresholds = self._models.categories, self._models.thresholds.get(use)
         if not thresholds or found.shape != (rows, len(categories)) or not ((found >= 0) & (found <= 1)).all():
             raise Failed
-        for place, category in enumerate(categories):
-            if category in thresholds and found[:, place].max() >= thresholds[category]:
-                yield Reason(code, category)
+        hit = hits(found, categories, thresholds)
+        yield from (Reason(code, category) for place, category in enumerate(categories) if hit[:, place].any())
 
 
 def _present(model: Model | None) -> Model:

@@ -17,6 +17,11 @@ from anymal.errors import DataError
 STRENGTH = 5.0
 """How much the fit of all categories together weighs against a category's own samples: a category with a handful of them keeps the common fit."""
 STEPS = 100
+ANY = "any"
+"""The threshold of all categories together: of the probability that at least one of them applies, were they independent."""
+OF_LABELS = 0.3
+"""The share of the false positives that the categories' own thresholds may cause; the rest is for that of all together, which tells harmful from
+harmless better: recall of the demo's validation prompts at 5% false positives 0.85, by the categories' own thresholds alone 0.81."""
 EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1, so that their log-odds are finite."""
 ABOVE = 0.25
@@ -112,10 +117,10 @@ def _fit(logits: np.ndarray, truth: np.ndarray, start: np.ndarray, strength: flo
 def choose_thresholds(
     probabilities: np.ndarray, truth: np.ndarray, categories: Sequence[str], *, rate: float, floor: float, least: int
 ) -> dict[str, float]:
-    """Least probabilities that are hits, such that of the harmless samples at most `rate` are hit by any category.
+    """Least probabilities that are hits, such that of the harmless samples at most `rate` are hit.
 
-    Each category may hit the same share of them. Categories with fewer than `least` positive samples share one threshold, and one share: there is
-    too little to tell them apart by.
+    The categories' own thresholds take `OF_LABELS` of that, each the same share; that of all together (`ANY`) takes what is left.
+    Categories with fewer than `least` positive samples share one threshold, and one share: there is too little to tell them apart by.
 
     Args:
         probabilities, truth: (samples, categories) of validation data; a sample without any category is harmless.
@@ -125,7 +130,7 @@ def choose_thresholds(
         least: see above.
 
     Returns:
-        Category -> threshold.
+        Category, and `ANY`, -> threshold.
 
     Raises:
         DataError: if no sample is harmless.
@@ -146,7 +151,7 @@ def choose_thresholds(
         before = ordered[share - 1] if share else after + 2 * ABOVE
         return np.maximum(np.where(before > after, (before + after) / 2, after + EDGE), lowest)
 
-    allowed = int(rate * len(harmless) + EDGE)
+    allowed = int(OF_LABELS * rate * len(harmless) + EDGE)
     low, high = 0, len(harmless)
     while low < high:
         middle = (low + high + 1) // 2
@@ -156,23 +161,44 @@ def choose_thresholds(
             high = middle - 1
     chosen = sigmoid(limits(low))
     table = {column: float(chosen[place]) for place, group in enumerate(groups) for column in group}
-    return {name: table[column] for column, name in enumerate(categories)}
+    hit = (highest >= limits(low)).any(axis=1)
+    rest = np.sort(log_odds(together(sigmoid(harmless[~hit]))))[::-1]
+    more = int(rate * len(harmless) + EDGE) - int(hit.sum())
+    after = rest[more] if more < len(rest) else lowest
+    before = rest[more - 1] if 0 < more <= len(rest) else after + 2 * ABOVE
+    overall = max((before + after) / 2 if before > after else after + EDGE, lowest)
+    return {**{name: table[column] for column, name in enumerate(categories)}, ANY: float(sigmoid(np.array(overall)))}
+
+
+def together(probabilities: np.ndarray) -> np.ndarray:
+    """The probability that at least one category applies, were they independent: (samples, categories) to (samples,)."""
+    result: np.ndarray = -np.expm1(np.log1p(-np.clip(np.asarray(probabilities, dtype=np.float64), 0, 1 - EDGE)).sum(axis=1))
+    return result
 
 
 def margins(probabilities: np.ndarray, categories: Sequence[str], thresholds: Mapping[str, float]) -> np.ndarray:
-    """How far above its threshold each sample's category that is furthest above is, in log-odds, (samples,): from 0 on it is a hit.
+    """How far above its threshold each sample's category that is furthest above is, or all together, in log-odds, (samples,): from 0 on it is a hit.
 
     One number a sample that orders the samples as the thresholds decide; categories without a threshold do not count.
     """
     columns = [column for column, name in enumerate(categories) if name in thresholds]
     assert columns, f"no threshold for any of {categories}"
     least = log_odds(np.array([thresholds[categories[column]] for column in columns]))
-    result: np.ndarray = (log_odds(np.asarray(probabilities)[:, columns]) - least).max(axis=1)
-    return result
+    own = np.asarray(probabilities)[:, columns]
+    result: np.ndarray = (log_odds(own) - least).max(axis=1)
+    return result if ANY not in thresholds else np.maximum(result, log_odds(together(own)) - log_odds(np.array(thresholds[ANY])))
 
 
 def hits(probabilities: np.ndarray, categories: Sequence[str], thresholds: Mapping[str, float]) -> np.ndarray:
-    """Which categories are hit, (samples, categories) of bool; one without a threshold never is."""
+    """Which categories are hit, (samples, categories) of bool; one without a threshold never is.
+
+    Where all together are and none alone is, the likeliest is.
+    """
+    found = np.asarray(probabilities)
     least = np.array([thresholds.get(name, np.inf) for name in categories])
-    result: np.ndarray = np.asarray(probabilities) >= least
+    result: np.ndarray = found >= least
+    if ANY in thresholds:
+        counted = np.isfinite(least)
+        only = (together(found[:, counted]) >= thresholds[ANY]) & ~result.any(axis=1)
+        result[only, np.where(counted, found, -1.0)[only].argmax(axis=1)] = True
     return result

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anymal.errors import DataError
-from anymal.safety.thresholds import Calibration, calibrate, choose_thresholds, hits, log_odds, margins, sigmoid
+from anymal.safety.thresholds import ANY, Calibration, calibrate, choose_thresholds, hits, log_odds, margins, sigmoid, together
 
 CATEGORIES = ("violence", "weapons", "hate")
 
@@ -62,12 +62,12 @@ def test_calibration_goes_through_json():
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
 def test_harmless_samples_are_hit_at_the_stated_rate(rate):
-    odds, truth = drawn(3000, 3)
+    odds, truth = drawn(30000, 3)
     thresholds = choose_thresholds(sigmoid(odds), truth, CATEGORIES, rate=rate, floor=1e-4, least=20)
     harmless = ~truth.any(axis=1)
     on_validation = hits(sigmoid(odds), CATEGORIES, thresholds)[harmless].any(axis=1).mean()
     assert rate - 0.01 <= on_validation <= rate
-    fresh, labels = drawn(3000, 4)
+    fresh, labels = drawn(30000, 4)
     clean = ~labels.any(axis=1)
     assert hits(sigmoid(fresh), CATEGORIES, thresholds)[clean].any(axis=1).mean() == pytest.approx(rate, abs=0.03)
 
@@ -96,7 +96,18 @@ def test_margins_say_what_hits_say():
     hit = hits(sigmoid(odds), CATEGORIES, thresholds)
     assert not hit[:, 1].any()
     np.testing.assert_array_equal(margins(sigmoid(odds), CATEGORIES, thresholds) >= 0, hit.any(axis=1))
+    both = {**thresholds, ANY: 0.45}
+    more = hits(sigmoid(odds), CATEGORIES, both)
+    np.testing.assert_array_equal(margins(sigmoid(odds), CATEGORIES, both) >= 0, more.any(axis=1))
+    assert more.sum() > hit.sum() and not more[:, 1].any() and (more | hit == more).all()
     assert log_odds(np.array([0.0, 1.0])) == pytest.approx([-13.8155, 13.8155], abs=1e-3)
+
+
+def test_little_of_several_categories_is_a_hit_of_the_likeliest():
+    probabilities = np.array([[0.3, 0.2, 0.25], [0.3, 0.0, 0.0], [0.1, 0.9, 0.1]])
+    assert together(probabilities) == pytest.approx([1 - 0.7 * 0.8 * 0.75, 0.3, 1 - 0.9 * 0.1 * 0.9])
+    found = hits(probabilities, CATEGORIES, {"violence": 0.5, "weapons": 0.5, "hate": 0.5, ANY: 0.55})
+    assert found.tolist() == [[True, False, False], [False, False, False], [False, True, False]]
 
 
 def test_without_harmless_samples_there_is_no_rate():
