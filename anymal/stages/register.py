@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from anymal.candidates import CandidateConfig, read_measured, write_registration
 from anymal.data.manifest import fingerprint
 from anymal.errors import DataError
 from anymal.executor import flatten
-from anymal.stage import Config, DType, In, Ins, Out
+from anymal.stage import DType, In, Ins, Out
 
 
 class InferenceConfig(BaseModel):
@@ -27,30 +25,10 @@ class InferenceConfig(BaseModel):
     max_new_tokens: int = Field(gt=0)
 
 
-class RegisterConfig(Config):
+class RegisterConfig(CandidateConfig):
     """Knobs of `register`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
-    """Of the registered model."""
-    alias: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*$")
-    """Moved to the new version."""
     inference: InferenceConfig
-
-    @field_validator("alias")
-    @classmethod
-    def _not_reserved(cls, alias: str) -> str:
-        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-            raise ValueError("MLflow keeps 'latest' and 'v1', 'v2', … for itself; take another name, such as 'candidate'")
-        if alias == "champion":
-            raise ValueError("only `anymal promote` makes a champion; take another name, such as 'candidate'")
-        return alias
-
-    @field_validator("name")
-    @classmethod
-    def _no_ledger(cls, name: str) -> str:
-        if name.endswith("-decisions"):
-            raise ValueError("names that end in -decisions are for what `anymal promote` records; take another one")
-        return name
 
 
 def register(
@@ -69,13 +47,13 @@ def register(
     from anymal.serving.card import model_card
 
     described = read_checkpoints(checkpoints).metadata
-    paths = {str(_read(path).get("modality")): path for path in statistics}
+    paths = {str(read_measured(path).get("modality")): path for path in statistics}
     if paths.keys() != described.keys():
         raise DataError(f"register: --statistics is of {', '.join(paths)}, but the checkpoints are of {', '.join(described)}; give the "
                         "statistics that curation wrote for each of them")
-    figures, audit, asked = _read(evaluation), _read(leakage), _read(integrity)
+    figures, audit, asked = read_measured(evaluation), read_measured(leakage), read_measured(integrity)
     measured = {"evaluation": evaluation, "samples": samples, "leakage": leakage, "safety": safety, "integrity": integrity}
-    facts = {modality: {name: value for name, value in _read(path).items() if name != "modality"} for modality, path in paths.items()}
+    facts = {modality: {name: value for name, value in read_measured(path).items() if name != "modality"} for modality, path in paths.items()}
     inputs = {f"checkpoints.{number}": fingerprint(path) for number, path in enumerate(checkpoints)} | {
         f"{modality}.statistics": fingerprint(path) for modality, path in paths.items()} | {
             name: fingerprint(path) for name, path in measured.items()}
@@ -90,15 +68,4 @@ def register(
     result = register_bundle(bundle, name=config.name, alias=config.alias, metrics=values,
                              tags={f"input.{port}": digest for port, digest in inputs.items()},
                              evidence={f"{name}{'.jsonl' if name == 'samples' else '.json'}": path for name, path in measured.items()})
-    document = {"name": result.name, "version": result.version, "alias": result.alias, "uri": result.uri, "bundle_sha256": result.bundle_sha256}
-    registration.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}); run the stage that writes it again") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: must hold a JSON object, found {type(document).__name__}; run the stage that writes it again")
-    return document
+    write_registration(registration, result)
