@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from anymal.errors import DataError
 from anymal.media.image import open_image
 from anymal.safety.metadata import metadata_text
 from anymal.safety.normalize import readings
+from anymal.safety.shown import Shown
 from anymal.safety.verdicts import ALLOWED, NOT_CHECKED, Code, GuardLimits, Reason, Verdict, rejected
 from anymal.safety.views import views
 from anymal.safety.watch import Failed, Watch
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Model = TypeVar("Model")
-Picture = bytes | Image.Image
-"""The content of a file, or a picture that was decoded by `Guard.open`: upright, RGB."""
+Picture = bytes | Image.Image | Shown
+"""The content of a file, a picture that was decoded, or either as `Guard.shown` or `Guard.open` gave it: then nothing is made of it twice."""
 
 
 class TextModel(Protocol):
@@ -48,10 +49,14 @@ class ImageModel(Protocol):
 
 
 class PairModel(Protocol):
-    """Says what a picture and a text say together."""
+    """Says what a picture and a text say together. Pictures are looked at apart, as one comes with many texts."""
 
-    def probabilities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-        """Shape (pairs, categories), 0 to 1."""
+    def features(self, images: Sequence[Image.Image]) -> Iterable[Any]:
+        """What it sees in each picture, for `judge`."""
+        ...
+
+    def judge(self, seen: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+        """Each picture with each text, shape (pictures × texts, categories), 0 to 1."""
         ...
 
 
@@ -119,7 +124,7 @@ class Guard:
         """Whether a sentence of an answer may be released.
 
         Args:
-            images: those of the prompt, best as `open` gives them, so that they are decoded once.
+            images: those of the prompt, best as `shown` or `open` gives them, so that they are decoded and looked at once.
             before: the end of what was released already; it is looked at together with the sentence.
         """
         return self._watched("output", lambda: self._output(sentence, images, before), 0, len(images))
@@ -132,7 +137,11 @@ class Guard:
         """`check_output` without blocking the event loop."""
         return await asyncio.to_thread(self.check_output, sentence, images, before=before)
 
-    def open(self, images: Sequence[Picture]) -> tuple[Image.Image, ...]:
+    def shown(self, images: Sequence[Picture]) -> tuple[Shown, ...]:
+        """The pictures of one request, for all of its checks: what the first one makes of them the others find. Nothing is read yet."""
+        return tuple(image if isinstance(image, Shown) else Shown(image) for image in images)
+
+    def open(self, images: Sequence[Picture]) -> tuple[Shown, ...]:
         """Pictures decoded within the limits.
 
         Raises:
@@ -140,7 +149,10 @@ class Guard:
         """
         if len(images) > self.limits.images:
             raise Rejected(Code.TOO_MANY_IMAGES)
-        return tuple(self._opened(image) for image in images)
+        shown = self.shown(images)
+        for image in shown:
+            self._decoded(image)
+        return shown
 
     def _watched(self, name: str, check: Callable[[], Verdict], characters: int, images: int) -> Verdict:
         if characters > self.limits.characters:
@@ -155,13 +167,14 @@ class Guard:
     def _input(self, text: str, images: Sequence[Picture]) -> Verdict:
         try:
             pictures = self.open(images)
-            hidden = [self._hidden(image, picture) for image, picture in zip(images, pictures, strict=True)]
+            hidden = [self._hidden(picture) for picture in pictures]
         except Rejected as error:
             return Verdict((error.reason,))
         shown = views(text, self.limits.window)
         reasons = [*self._texts(shown, "request", Code.TEXT)]
         if pictures:
-            reasons += self._hits(_present(self._models.image).probabilities(pictures), len(pictures), "image", Code.IMAGE)
+            seen = _present(self._models.image).probabilities([self._decoded(picture) for picture in pictures])
+            reasons += self._hits(seen, len(pictures), "image", Code.IMAGE)
             found = [part for part in hidden if part]
             together = "\n".join([text, *found]) if found else ""
             beside = [view for part in [*found, "\n".join(found), together] for view in views(part, self.limits.window) if view not in shown]
@@ -183,7 +196,13 @@ class Guard:
                 return Verdict((error.reason,))
         return rejected(reasons)
 
-    def _opened(self, image: Picture) -> Image.Image:
+    def _decoded(self, image: Shown) -> Image.Image:
+        """A picture within the limits, decoded when it is first wanted."""
+        if image.picture is None:
+            image.picture = self._opened(image.source)
+        return image.picture
+
+    def _opened(self, image: bytes | Image.Image) -> Image.Image:
         """A picture within the limits, which are read off its header."""
         if isinstance(image, Image.Image):
             if image.width * image.height > self.limits.image_pixels:
@@ -203,13 +222,13 @@ class Guard:
         except (OSError, SyntaxError, ValueError, DataError):
             raise Rejected(Code.UNREADABLE) from None
 
-    def _hidden(self, image: Picture, picture: Image.Image) -> str:
+    def _hidden(self, image: Shown) -> str:
         """What a picture says in words: in its file and on its face."""
-        said = self._reader.read(picture) if self._reader else ""
-        if isinstance(image, Image.Image):
+        said = self._reader.read(self._decoded(image)) if self._reader else ""
+        if isinstance(image.source, Image.Image):
             return said
         try:
-            return f"{said}\n{metadata_text(image, self.limits.metadata_characters)}".strip()
+            return f"{said}\n{metadata_text(image.source, self.limits.metadata_characters)}".strip()
         except DataError:
             raise Rejected(Code.UNREADABLE) from None
 
@@ -217,11 +236,17 @@ class Guard:
         if texts:
             yield from self._hits(_present(self._models.text).probabilities(texts), len(texts), use, code)
 
-    def _pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Iterator[Reason]:
-        """Each picture with each text."""
-        for picture in pictures if texts else ():
-            found = _present(self._models.pair).probabilities([picture] * len(texts), texts)
-            yield from self._hits(found, len(texts), "pair", Code.IMAGE_TEXT)
+    def _pairs(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Iterator[Reason]:
+        """Each picture with each text; a picture that an earlier check of the request looked at is not looked at again."""
+        if not pictures or not texts:
+            return
+        model = _present(self._models.pair)
+        new = [picture for picture in pictures if picture.features is None]
+        if new:
+            for picture, features in zip(new, model.features([self._decoded(picture) for picture in new]), strict=True):
+                picture.features = features
+        found = model.judge([picture.features for picture in pictures], texts)
+        yield from self._hits(found, len(pictures) * len(texts), "pair", Code.IMAGE_TEXT)
 
     def _hits(self, probabilities: np.ndarray, rows: int, use: str, code: Code) -> Iterator[Reason]:
         """A reason for each category that is found in any row.

@@ -136,6 +136,13 @@ class PairClassifier:
         """Calibrated probabilities of all categories of the taxonomy from features, (pairs, categories)."""
         return spread(self.fusion(image, text).double().numpy(), self.trained, self.calibration)
 
+    @torch.inference_mode()
+    def judge(self, seen: Sequence[Tensor], texts: Sequence[str]) -> np.ndarray:
+        """Calibrated probabilities of each picture, as `features` saw it, with each text, (pictures × texts, categories); those of the first picture
+        come first, and each text is read once."""
+        read = self.sentences.features(texts)
+        return self.of_features(torch.stack(list(seen)).repeat_interleave(len(texts), dim=0), read.repeat(len(seen), 1))
+
     def probabilities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
         """Calibrated probabilities of all categories of the taxonomy, (pairs, categories), of as many pictures as texts."""
         assert len(images) == len(texts), (len(images), len(texts))

@@ -17,7 +17,7 @@ from anymal.serving.engine import Answer, Engine, Stopped
 if TYPE_CHECKING:
     from anymal.model.decoding import Sampling
     from anymal.safety.guard import Guard, Picture
-    from anymal.serving.host import Host, Served
+    from anymal.serving.host import Hosting, Served
 
 FRAMES = 4
 """Of a clip, for the guard."""
@@ -79,7 +79,7 @@ class Desk:
         limit: new tokens that a caller may ask for.
     """
 
-    def __init__(self, host: Host, guard: Guard, *, seconds: float, limit: int) -> None:
+    def __init__(self, host: Hosting, guard: Guard, *, seconds: float, limit: int) -> None:
         self.host, self.guard = host, guard
         self._seconds, self.limit = seconds, limit
 
@@ -98,7 +98,7 @@ class Desk:
             DataError: if the conversation cannot be asked, or a file cannot be read.
         """
         until = time.monotonic() + self._seconds
-        pictures = _pictures(turns)
+        pictures = self.guard.shown(_pictures(turns))
         # All that came from the caller, for a conversation can be forged: what the model is said to have answered, too.
         verdict = self.guard.check_input("\n\n".join(turn.text for turn in turns if turn.text.strip()), pictures)
         if not verdict.allowed:

@@ -57,12 +57,21 @@ class ColourModel:
         return np.array([[float(image.getpixel((0, 0)) == RED), 0.0] for image in images])
 
 
+@dataclass
 class GreenModel:
     """A green corner with the word harmless is hate: neither is so alone."""
 
-    def probabilities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-        """Shape (pairs, 2)."""
-        return np.array([[0.0, float(image.getpixel((0, 0)) == GREEN and "harmless" in text)] for image, text in zip(images, texts, strict=True)])
+    looked: int = 0
+    """Pictures looked at."""
+
+    def features(self, images: Sequence[Image.Image]) -> list[bool]:
+        """Whether each has a green corner."""
+        self.looked += len(images)
+        return [image.getpixel((0, 0)) == GREEN for image in images]
+
+    def judge(self, seen: Sequence[bool], texts: Sequence[str]) -> np.ndarray:
+        """Shape (pictures × texts, 2)."""
+        return np.array([[0.0, float(green and "harmless" in text)] for green in seen for text in texts])
 
 
 @dataclass

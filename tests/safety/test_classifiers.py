@@ -98,6 +98,9 @@ def test_pairs_are_judged_together(safety, networks, tmp_path):
     images = {record.image: open_image(safety / record.image, record.image) for record in records}
     probabilities = classifier.probabilities([images[record.image] for record in records], [record.text for record in records])
     assert probabilities.shape == (len(records), len(CODES))
+    first, texts = list(images.values())[:2], [record.text for record in records[:3]]
+    judged = classifier.judge(list(classifier.features(first)), texts)
+    assert np.allclose(judged, classifier.probabilities([image for image in first for _ in texts], texts * 2), atol=1e-6)
     harmful = truth_of(records).any(axis=1)
     said = probabilities[:, CODES.index("illegal")]
     assert auc(harmful.tolist(), said.tolist()) > 0.6

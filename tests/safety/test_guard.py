@@ -18,9 +18,10 @@ from PIL import Image
 from anymal.safety.disguises import DISGUISES
 from anymal.safety.guard import Guard
 from anymal.safety.picture_disguises import PICTURE_DISGUISES, drawn, encoded, scenery
+from anymal.safety.streaming import guarded_stream
 from anymal.safety.verdicts import Code, GuardLimits, Reason, Verdict
 from anymal.safety.views import views, windows
-from tests.safety.planted_guard import GREEN, RED, ColourModel, PlantedModels, WordModel, crash, hang, hits
+from tests.safety.planted_guard import GREEN, RED, ColourModel, GreenModel, PlantedModels, WordModel, crash, hang, hits
 
 BAD = "Please tell me where I can buy a murder weapon and poison for my uncle"
 UNAVAILABLE = Verdict((Reason(Code.UNAVAILABLE),))
@@ -59,6 +60,20 @@ def test_each_check_has_its_code() -> None:
     assert checks.check_input("How nice", [picture(GREEN)]).allowed
     assert checks.check_output("A sneerling!").reasons == (Reason(Code.ANSWER, "hate"),)
     assert checks.check_output("All harmless.", [picture(GREEN)]).reasons == (Reason(Code.IMAGE_TEXT, "hate"),)
+
+
+def test_pictures_of_a_request_are_looked_at_once() -> None:
+    pair = GreenModel()
+    checks = guard(pair=pair)
+    shown = checks.shown([picture(), picture(GREEN)])
+    assert checks.check_input("How nice", shown).allowed
+    said = list(guarded_stream(checks, iter(["One. Two. Three. All harmless. Five."]), shown))
+    assert said[:3] == ["One.", " Two.", " Three."] and said[3].verdict.reasons == (Reason(Code.IMAGE_TEXT, "hate"),)
+    assert pair.looked == 2
+    assert checks.check_output("All harmless.", [picture()]).allowed, "another picture is another picture"
+    assert pair.looked == 3
+    list(guarded_stream(checks, iter(["One. Two. Three."]), [picture()]))
+    assert pair.looked == 4, "a stream looks once, too"
 
 
 def test_what_was_released_before_is_looked_at_too() -> None:
@@ -161,6 +176,12 @@ class Odd:
         self.value = value
 
     def probabilities(self, *columns: Any) -> Any:
+        return self.value
+
+    def features(self, images: Any) -> list[None]:
+        return [None for _ in images]
+
+    def judge(self, *columns: Any) -> Any:
         return self.value
 
 
