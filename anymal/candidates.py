@@ -5,40 +5,32 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from anymal.errors import DataError
-from anymal.stage import Config
 
 if TYPE_CHECKING:
     from anymal.registry import Registration
 
 
-class CandidateConfig(Config):
-    """Knobs of a stage that registers a candidate."""
+def _not_reserved(alias: str) -> str:
+    if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise ValueError("MLflow keeps 'latest' and 'v1', 'v2', … for itself; take another name, such as 'candidate'")
+    if alias == "champion":
+        raise ValueError("only `anymal promote` makes a champion; take another name, such as 'candidate'")
+    return alias
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
-    """Of the registered model."""
-    alias: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*$")
-    """Moved to the new version."""
 
-    @field_validator("alias")
-    @classmethod
-    def _not_reserved(cls, alias: str) -> str:
-        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-            raise ValueError("MLflow keeps 'latest' and 'v1', 'v2', … for itself; take another name, such as 'candidate'")
-        if alias == "champion":
-            raise ValueError("only `anymal promote` makes a champion; take another name, such as 'candidate'")
-        return alias
+def _no_ledger(name: str) -> str:
+    if name.endswith("-decisions"):
+        raise ValueError("names that end in -decisions are for what `anymal promote` records; take another one")
+    return name
 
-    @field_validator("name")
-    @classmethod
-    def _no_ledger(cls, name: str) -> str:
-        if name.endswith("-decisions"):
-            raise ValueError("names that end in -decisions are for what `anymal promote` records; take another one")
-        return name
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="of the registered model"), AfterValidator(_no_ledger)]
+CandidateAlias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*$", description="moved to the new version"), AfterValidator(_not_reserved)]
 
 
 def read_measured(path: Path) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from anymal.candidates import CandidateConfig, read_measured, write_registration
+from anymal.candidates import CandidateAlias, ModelName, read_measured, write_registration
 from anymal.data.manifest import fingerprint
 from anymal.errors import DataError
 from anymal.executor import flatten
-from anymal.stage import DType, In, Ins, Out
+from anymal.stage import Config, DType, In, Ins, Out
 
 
 class InferenceConfig(BaseModel):
@@ -25,9 +25,11 @@ class InferenceConfig(BaseModel):
     max_new_tokens: int = Field(gt=0)
 
 
-class RegisterConfig(CandidateConfig):
+class RegisterConfig(Config):
     """Knobs of `register`."""
 
+    name: ModelName
+    alias: CandidateAlias
     inference: InferenceConfig
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from anymal.candidates import CandidateConfig, read_measured, write_registration
+from anymal.candidates import CandidateAlias, ModelName, read_measured, write_registration
 from anymal.data.manifest import fingerprint
 from anymal.executor import flatten
-from anymal.stage import In, Out
+from anymal.stage import Config, In, Out
 
 
-class RegisterGuardConfig(CandidateConfig):
+class RegisterGuardConfig(Config):
     """Knobs of `register_guard`."""
+
+    name: ModelName
+    alias: CandidateAlias
 
 
 def register_guard(config: RegisterGuardConfig, *, guard: In, data: In, safety: In, integrity: In, registration: Out) -> None:
