@@ -46,8 +46,8 @@ MAX_METRICS = 1000
 MAX_DESCRIPTION = 5000
 """Characters; MLflow's PostgreSQL and MySQL schemas hold no more."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "pillow", "numpy", "pydantic", "filelock", "efficientnet-lite-pytorch",
-                "av", "matplotlib")
-"""What loading a bundle imports; their installed versions are written down, so that MLflow need not run the model to find them out."""
+                "av", "matplotlib", "peft", "ruamel.yaml", "confusable-homoglyphs", "onnxruntime", "rapidocr-onnxruntime", "wordfreq")
+"""What a bundle and the guard before it import; their installed versions are written down, so that MLflow need not run the model to find them out."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,19 @@ class Rows:
     """What a model in the registry takes: rows of texts, each column of which may be left out."""
 
     columns: tuple[str, ...]
-    example: Mapping[str, str] | None
+    example: Mapping[str, str]
     """A row."""
-    parameters: Mapping[str, int]
-    """Name -> default."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a model in the registry takes: requests of OpenAI's chat completions, whole or streamed.
+
+    MLflow gets no schema of them: it leaves out of a request what its schema lacks, and what cannot be honoured must be refused by the model.
+    """
+
+    example: Mapping[str, Any]
+    """A request."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Kind:
     """Module with MLflow's `_load_pyfunc`."""
     read: Callable[[Path], Mapping[str, Any]]
     """The document of such a folder, after its files were checked; BundleError if it is damaged or none."""
-    rows: Callable[[Mapping[str, Any]], Rows]
+    takes: Callable[[Mapping[str, Any]], Rows | Chat]
     """The document -> what it is asked."""
 
 
@@ -421,14 +430,15 @@ def _create_version(mlflow: Any, client: Any, bundle: Path, kind: Kind, *, name:
     document = kind.read(bundle)
     git = tracking.git_version()
     labels = {SHA_TAG: digest, "anymal.version": __version__, **({"git.revision": git["revision"], "git.dirty": git["dirty"]} if git else {}), **tags}
-    signature, example = _signature(kind.rows(document))
+    takes = kind.takes(document)
+    signature, example = _signature(takes)
     with tempfile.TemporaryDirectory(prefix="anymal-register-") as folder:
         # The stage's output still has its temporary name; in the model it is called `bundle`.
         link = Path(folder) / "bundle"
         link.symlink_to(bundle.absolute(), target_is_directory=True)
         logged = Model.log(None, _Saver, name=name, run_id=run, tags=labels, metadata=labels, signature=signature, input_example=example,
                            loader_module=kind.loader, data_path=str(link), code_paths=[str(Path(__file__).parent)],
-                           pip_requirements=_requirements(), validate_serving_input=False)
+                           pip_requirements=_requirements(), streamable=isinstance(takes, Chat), validate_serving_input=False)
         files = Path(folder) / EVIDENCE
         files.mkdir()
         for file, source in evidence.items():
@@ -475,33 +485,33 @@ class _Saver:
         mlflow.pyfunc.save_model(**arguments)
 
 
-def _signature(rows: Rows) -> tuple[Any, Any]:
-    """MLflow's signature, and the example as a table."""
+def _signature(takes: Rows | Chat) -> tuple[Any, Any]:
+    """MLflow's signature, and the example as a table or as a request."""
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.llm import CHAT_MODEL_OUTPUT_SCHEMA
 
-    inputs = Schema([ColSpec(DataType.string, column, required=False) for column in rows.columns])
-    parameters = ParamSchema([ParamSpec(name, DataType.long, value) for name, value in rows.parameters.items()])
-    signature = ModelSignature(inputs, Schema([ColSpec(DataType.string)]), **({"params": parameters} if rows.parameters else {}))
-    return signature, None if rows.example is None else pd.DataFrame([dict(rows.example)])
+    if isinstance(takes, Chat):
+        return ModelSignature(outputs=CHAT_MODEL_OUTPUT_SCHEMA), dict(takes.example)
+    inputs = Schema([ColSpec(DataType.string, column, required=False) for column in takes.columns])
+    return ModelSignature(inputs, Schema([ColSpec(DataType.string)])), pd.DataFrame([dict(takes.example)])
 
 
-def _bundle_rows(document: Mapping[str, Any]) -> Rows:
-    """Questions with media; and one example row with a small picture."""
+def _bundle_chat(document: Mapping[str, Any]) -> Chat:
+    """Conversations; the example asks about a small picture, if the bundle reads pictures."""
     from PIL import Image
 
-    modalities = tuple(document["encoders"])
-    columns, parameters = (*modalities, "media", "question"), {"max_new_tokens": int(document["inference"]["max_new_tokens"])}
-    if "image" not in modalities:
-        return Rows(columns, None, parameters)
-    stream = io.BytesIO()
-    Image.new("RGB", (16, 16), "red").save(stream, "PNG")
-    image = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Rows(columns, {"image": image, "question": "What colour is this?"}, parameters)
+    parts: list[dict[str, Any]] = []
+    if "image" in document["encoders"]:
+        stream = io.BytesIO()
+        Image.new("RGB", (16, 16), "red").save(stream, "PNG")
+        parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"}}]
+    question = {"type": "text", "text": "What color is this?" if parts else "What is a drum?"}
+    return Chat({"messages": [{"role": "user", "content": [*parts, question]}], "max_tokens": 20})
 
 
-MODEL = Kind("AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.", "anymal.serving.pyfunc", read_bundle, _bundle_rows)
+MODEL = Kind("AnyMAL: any mix of modalities in, text out. Each version is a complete bundle.", "anymal.serving.pyfunc", read_bundle, _bundle_chat)
 
 
 def _requirements() -> list[str]:
@@ -510,8 +520,8 @@ def _requirements() -> list[str]:
         try:
             # "+cpu" names a build of this machine, which another one need not have.
             found.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        except importlib.metadata.PackageNotFoundError:  # the guard's are not where models are registered
+            found.append(name)
     return found
 
 

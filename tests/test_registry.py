@@ -9,7 +9,7 @@ import pytest
 
 from anymal import registry, tracking
 from anymal.errors import BundleError, DataError, TrackingError
-from anymal.serving.pyfunc import decode_medium
+from anymal.serving.base64_media import decode_medium
 from pipelines.servers import free_port
 from tests.conftest import Server
 from tests.model.test_bundle import contents, make
@@ -66,7 +66,7 @@ def test_media_arrive_as_base64_or_data_uri_and_never_as_a_path(tmp_path):
 
 
 def test_media_above_the_limit_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr("anymal.serving.pyfunc.MAX_MEDIUM_BYTES", 2**20)
+    monkeypatch.setattr("anymal.serving.base64_media.MAX_MEDIUM_BYTES", 2**20)
     assert len(decode_medium(base64.b64encode(bytes(2**20)).decode(), "row 0")) == 2**20
     with pytest.raises(DataError, match="more than 1 MiB"):
         decode_medium(base64.b64encode(bytes(2**20 + 8)).decode(), "row 0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,16 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from anymal import __version__
 from anymal.errors import DataError
 from anymal.serving.answer import Content
-from anymal.serving.conversation import MediumPart, Turn
-from anymal.serving.desk import Begun, Desk, Event, Piece, Refused, preview
+from anymal.serving.base64_media import MAX_MEDIUM_BYTES, decode_medium
+from anymal.serving.completions import Chunks, Completion
+from anymal.serving.conversation import MediumPart
+from anymal.serving.desk import Desk, Ended, Event, Refused, preview
 from anymal.serving.host import Served
+from anymal.serving.intake import turns_of
 from anymal.serving.journal import Note, code_of
 from anymal.serving.metrics import Metrics
-from anymal.serving.openai import BadRequest, ChatRequest, Remote, chunk_body, complete, completion_body, parse, to_turns, usage
+from anymal.serving.openai import BadRequest, parse
 from anymal.serving.problems import Problem
-from anymal.serving.pyfunc import MAX_MEDIUM_BYTES, decode_medium
-from anymal.serving.remote_media import fetch
 from anymal.serving.running import Run
 
 PAGE = Path(__file__).parent / "page"
@@ -134,8 +134,6 @@ class _Going:
 
     run: Run
     events: AsyncIterator[Event]
-    head: dict[str, Any]
-    """What each part of the response begins with."""
     note: Note
 
 
@@ -236,41 +234,29 @@ class _State:
         started = time.monotonic()
         try:
             document = await self.body(request)
+            remote = self.limits.medium_bytes if self.limits.remote_media else None
             try:
                 asked = parse(document)
                 served = self.served()
-                if asked.model not in (served.name, served.label):
-                    raise Problem(HTTPStatus.NOT_FOUND, f"model {asked.model[:100]!r} is not served here; GET /v1/models lists what is",
+                if not served.goes_by(asked.model):
+                    raise Problem(HTTPStatus.NOT_FOUND, f"model {str(asked.model)[:100]!r} is not served here; GET /v1/models lists what is",
                                    code="model_not_found", param="model")
-                turns = await asyncio.to_thread(self._turns, asked)
+                turns = await asyncio.to_thread(turns_of, asked.messages, remote_bytes=remote)
             except BadRequest as error:
                 raise Problem(HTTPStatus.BAD_REQUEST, str(error), param=error.param) from None
             run = Run(lambda gone: self.desk.answer(turns, sampling=asked.sampling(), limit=asked.limit, stops=asked.stops, gone=gone))
-            name = f"chatcmpl-{secrets.token_hex(12)}"
-            head = {"id": name, "created": int(time.time()), "model": served.label, "system_fingerprint": None}
-            going = _Going(run, run.events(), head, Note(self.metrics, name, stream=asked.stream, started=started))
-            if asked.stream:
+            used = asked.stream_options is not None and asked.stream_options.include_usage
+            answer = Chunks(served.label, with_usage=used) if asked.stream else Completion(served.label)
+            going = _Going(run, run.events(), Note(self.metrics, answer.head["id"], stream=asked.stream, started=started))
+            if isinstance(answer, Chunks):
                 first = await self._first(going)
                 handed_over = True
-                used = asked.stream_options is not None and asked.stream_options.include_usage
-                return StreamingResponse(self._stream(first, going, with_usage=used), media_type="text/event-stream",
+                return StreamingResponse(self._stream(first, going, answer), media_type="text/event-stream",
                                          headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-            return await self._whole(request, going)
+            return await self._whole(request, going, answer)
         finally:
             if not handed_over:
                 self.let_go()
-
-    def _turns(self, asked: ChatRequest) -> list[Turn]:
-        return complete([(role, [self._fetched(part) if isinstance(part, Remote) else part for part in parts])
-                         for role, parts in to_turns(asked.messages)])
-
-    def _fetched(self, part: Remote) -> MediumPart:
-        if not self.limits.remote_media:
-            raise BadRequest(f"{part.name}: this server fetches no media from addresses; send a data URI", part.name)
-        try:
-            return MediumPart(part.modality, Content(part.name, fetch(part.url, part.name, most=self.limits.medium_bytes)))
-        except DataError as error:
-            raise BadRequest(str(error), part.name) from None
 
     async def _first(self, going: _Going) -> Event:
         """The first event: what goes wrong before it can still have a status of its own."""
@@ -280,23 +266,15 @@ class _State:
             going.run.stop()
             raise going.note.problem(error) from None
 
-    async def _whole(self, request: Request, going: _Going) -> Response:
-        run, events, head, note = going.run, going.events, going.head, going.note
+    async def _whole(self, request: Request, going: _Going, answer: Completion) -> Response:
+        run, events, note = going.run, going.events, going.note
         watch = asyncio.create_task(_disconnected(request, run))
-        text, tokens = "", 0
         try:
             async for event in events:
                 note.event(event)
-                if isinstance(event, Begun):
-                    head |= {"model": event.label, "system_fingerprint": event.sha256[:16]}
-                    tokens = event.prompt_tokens
-                elif isinstance(event, Piece):
-                    text += event.text
-                elif isinstance(event, Refused):
-                    return JSONResponse(completion_body(head, content=text or None, refusal=event.text, finish="content_filter",
-                                                        used=usage(tokens, event.tokens)), headers=_reasons(event))
-                else:
-                    return JSONResponse(completion_body(head, content=text, refusal=None, finish=event.finish, used=usage(tokens, event.tokens)))
+                body = answer.add(event)
+                if body is not None:
+                    return JSONResponse(body, headers=_reasons(event) if isinstance(event, Refused) else None)
             raise Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the answer ended without an end")
         except Problem:
             raise
@@ -307,29 +285,15 @@ class _State:
             run.stop()
             note.close()
 
-    async def _stream(self, first: Event, going: _Going, *, with_usage: bool) -> AsyncIterator[bytes]:
-        run, events, head, note = going.run, going.events, going.head, going.note
-        tokens, role = 0, True
+    async def _stream(self, first: Event, going: _Going, answer: Chunks) -> AsyncIterator[bytes]:
+        run, events, note = going.run, going.events, going.note
         try:
             event: Event | None = first
             while event is not None:
                 note.event(event)
-                delta: dict[str, Any] = {"role": "assistant"} if role else {}
-                role = False
-                if isinstance(event, Begun):
-                    head |= {"model": event.label, "system_fingerprint": event.sha256[:16]}
-                    tokens = event.prompt_tokens
-                    yield _sent(chunk_body(head, {**delta, "content": ""}))
-                elif isinstance(event, Piece):
-                    yield _sent(chunk_body(head, {**delta, "content": event.text}))
-                else:
-                    if isinstance(event, Refused):
-                        yield _sent(chunk_body(head, {**delta, "refusal": event.text}))
-                    yield _sent(chunk_body(head, {}, finish="content_filter" if isinstance(event, Refused) else event.finish))
-                    if with_usage:
-                        yield _sent(chunk_body(head, None, used=usage(tokens, event.tokens)))
-                    break
-                event = await anext(events, None)
+                for chunk in answer.of(event):
+                    yield _sent(chunk)
+                event = None if isinstance(event, Refused | Ended) else await anext(events, None)
             yield b"data: [DONE]\n\n"
         except asyncio.CancelledError:
             note.gone()

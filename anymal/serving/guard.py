@@ -66,7 +66,7 @@ def guard_card(*, name: str, alias: str, document: Mapping[str, Any], safety: Ma
 
 def _rows(document: Mapping[str, Any]) -> Rows:
     """Texts, and pictures where it looks at them."""
-    return Rows(("text", *(["image"] if "image" in document["checks"] else [])), {"text": "How do I bake bread?"}, {})
+    return Rows(("text", *(["image"] if "image" in document["checks"] else [])), {"text": "How do I bake bread?"})
 
 
 GUARD = Kind("AnyMAL's guard: what is harmful in texts, pictures and both together. Each version holds its classifiers and thresholds.",

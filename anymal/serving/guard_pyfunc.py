@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anymal.errors import DataError
-from anymal.serving.pyfunc import decode_medium
+from anymal.serving.base64_media import decode_medium
 
 if TYPE_CHECKING:
     import pandas as pd

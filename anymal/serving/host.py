@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anymal.errors import AnymalError, BundleError
 from anymal.registry import SCHEME, find_version, resolve_bundle
@@ -40,6 +40,24 @@ class Served:
     def label(self) -> str:
         """What an answer says that it came from: `anymal/3`."""
         return self.name if self.version is None else f"{self.name}/{self.version}"
+
+    def goes_by(self, name: str | None) -> bool:
+        """Whether a request for a model of this name is one for this version; one that names none is."""
+        return name in (None, self.name, self.label)
+
+
+class Hosting(Protocol):
+    """Whoever has the model that answers now."""
+
+    @property
+    def served(self) -> Served | None:
+        """None while nothing is loaded."""
+        ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why not, or why no other version is followed."""
+        ...
 
 
 class Host:
@@ -104,8 +122,6 @@ class Host:
         self.problem = problem
 
     def _keep_up(self) -> None:
-        from anymal.model.bundle import bundle_sha256, read_bundle
-
         if not self.reference.startswith(SCHEME):
             if self._served is not None:
                 return
@@ -119,16 +135,10 @@ class Host:
             if version == self._tried:
                 raise BundleError(self.problem or f"{address} could not be loaded")
         try:
-            folder = resolve_bundle(address)
-            document = read_bundle(folder)
-            model = self._load(folder)
-            for modality in model.metadata:  # the first request should not wait for encoders
-                model.encoder(modality)
+            new = load_served(resolve_bundle(address), name=name, version=version, rows=self._rows, waiting=self._most, load=self._load)
         except BundleError:
             self._tried = version
             raise
-        new = Served(name, version, bundle_sha256(folder), int(time.time()), document["inference"]["max_new_tokens"],
-                     Engine(model, rows=self._rows, waiting=self._most))
         self._tried = None
         if self._stop.is_set():
             new.engine.close(drain=False)
@@ -139,6 +149,28 @@ class Host:
             thread = threading.Thread(target=old.engine.close, kwargs={"drain": True}, name=f"anymal-drain-{old.version}", daemon=True)
             thread.start()
             self._old = [*(t for t in self._old if t.is_alive()), thread]
+
+
+def load_served(folder: Path, *, name: str, version: str | None, rows: int, waiting: int, load: Callable[[Path], AnyMAL]) -> Served:
+    """A bundle, loaded with all its encoders and ready to answer.
+
+    Args:
+        name: as `version`, what answers say that they came from.
+        rows: answers decoded together.
+        waiting: requests that may wait.
+        load: how a folder becomes a model.
+
+    Raises:
+        BundleError: if it is damaged.
+    """
+    from anymal.model.bundle import bundle_sha256, read_bundle
+
+    document = read_bundle(folder)
+    model = load(folder)
+    for modality in model.metadata:  # the first request should not wait for encoders
+        model.encoder(modality)
+    return Served(name, version, bundle_sha256(folder), int(time.time()), document["inference"]["max_new_tokens"],
+                  Engine(model, rows=rows, waiting=waiting))
 
 
 def load_with(dtype: str | None, quantization: str | None) -> Callable[[Path], Any]:

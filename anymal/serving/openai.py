@@ -1,4 +1,4 @@
-"""What clients of OpenAI's chat completions send and get, as far as a multimodal model of this kind can honour it."""
+"""What clients of OpenAI's chat completions send, as far as a multimodal model of this kind can honour it; answers are `completions`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from anymal.errors import AnymalError
 from anymal.model.decoding import Sampling
 from anymal.serving.answer import Content
-from anymal.serving.conversation import MediumPart, Turn
-from anymal.serving.pyfunc import decode_medium
+from anymal.serving.base64_media import decode_medium
+from anymal.serving.conversation import MediumPart, Role
 
 MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_STOP = 64, 32, 4, 100
 
@@ -93,7 +93,7 @@ class StreamOptions(_Strict):
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`. Parameters that cannot be honoured are taken with their neutral value only."""
 
-    model: str
+    model: str | None = None
     messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -187,13 +187,13 @@ class Remote:
     name: str
 
 
-def to_turns(messages: Sequence[Message]) -> list[tuple[str, list[str | MediumPart | Remote]]]:
+def to_turns(messages: Sequence[Message]) -> list[tuple[Role, list[str | MediumPart | Remote]]]:
     """Roles and parts of the messages, media decoded from base64; those at addresses are left to be fetched.
 
     Raises:
         BadRequest: naming the part that cannot be decoded.
     """
-    turns: list[tuple[str, list[str | MediumPart | Remote]]] = []
+    turns: list[tuple[Role, list[str | MediumPart | Remote]]] = []
     for number, message in enumerate(messages):
         name = f"messages[{number}].content"
         content = message.content
@@ -207,11 +207,6 @@ def to_turns(messages: Sequence[Message]) -> list[tuple[str, list[str | MediumPa
             _part(part, f"{name}[{place}]") for place, part in enumerate(content)]
         turns.append(("system" if message.role == "developer" else message.role, parts))
     return turns
-
-
-def complete(turns: Sequence[tuple[str, Sequence[str | MediumPart]]]) -> list[Turn]:
-    """The conversation, once all its media are there."""
-    return [Turn(role, tuple(parts)) for role, parts in turns]  # type: ignore[arg-type]
 
 
 def _part(part: Part, name: str) -> str | MediumPart | Remote:
@@ -248,22 +243,3 @@ def _decoded(text: str, name: str) -> bytes:
 def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    """Tokens read and written."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def completion_body(head: Mapping[str, Any], *, content: str | None, refusal: str | None, finish: str, used: Mapping[str, int]) -> dict[str, Any]:
-    """A whole answer. `head` holds `id`, `created`, `model` and `system_fingerprint`."""
-    message = {"role": "assistant", "content": content, "refusal": refusal}
-    return {**head, "object": "chat.completion", "usage": dict(used),
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}]}
-
-
-def chunk_body(head: Mapping[str, Any], delta: Mapping[str, Any] | None, *, finish: str | None = None, used: Mapping[str, int] | None = None
-               ) -> dict[str, Any]:
-    """A piece of a streamed answer; without a delta the closing one, with what was used."""
-    choices = [] if delta is None else [{"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish}]
-    return {**head, "object": "chat.completion.chunk", "choices": choices, **({} if used is None else {"usage": dict(used)})}

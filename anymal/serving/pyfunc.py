@@ -1,114 +1,158 @@
-"""The bundle as an MLflow model: `mlflow.pyfunc.load_model("models:/anymal@candidate").predict(rows)`.
+"""The bundle as an MLflow model, for `mlflow models serve` and `mlflow.pyfunc.load_model("models:/anymal@champion").predict(request)`.
 
-MLflow imports this module by its name and calls `_load_pyfunc` with the bundle's folder, so nothing is pickled.
+A request and its answer are those of `anymal serve`. MLflow imports this module by its name and calls `_load_pyfunc` with the bundle's folder, so
+nothing is pickled.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anymal.errors import DataError
-from anymal.serving.answer import Content, Request, answer
+from anymal.errors import AnymalError, ConfigError
+from anymal.serving.checks import load_checks
+from anymal.serving.completions import Chunks, Completion
+from anymal.serving.desk import Desk, Event
+from anymal.serving.host import Served, load_served, load_with
+from anymal.serving.intake import turns_of
+from anymal.serving.openai import BadRequest, ChatRequest, parse
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from anymal.model.anymal import AnyMAL
+GUARD = "ANYMAL_GUARD"
+"""Environment variable: the guard's folder or its address in the registry."""
+ROWS, WAITING, SECONDS, MAX_NEW_TOKENS = 8, 32, 120.0, 1024
+"""Limits, which are those of `anymal serve` unless told otherwise."""
+ADDRESS = "registered_model_meta"
+"""File that MLflow writes beside a model that it fetched from a registry: name and version."""
 
-MAX_MEDIUM_BYTES = 64 * 2**20
-"""Of one medium, and of the column `media` as a whole."""
-BATCH_SIZE = 8
-MAX_MEDIA = 32
-"""In one row."""
+
+@dataclass(frozen=True)
+class Loaded:
+    """One version of the model, which is not followed."""
+
+    served: Served
+    problem: None = None
 
 
-class AnyMALPredictor:
-    """Answers rows of a table.
+class ChatPredictor:
+    """Answers requests of OpenAI's chat completions, as `POST /v1/chat/completions` of `anymal serve` does, behind the same guard."""
 
-    Columns, all optional: `question` (missing or null asks for a description); one per modality of the bundle, e.g. `image`: the content
-    of one file in base64 or as a data URI; or `media`, for any number of files in any order: a JSON list of
-    `{"modality": "image", "data": "…base64…"}`. A question may place the media itself: `What is in <image> that makes <audio>?`. Media of
-    single columns come in the order of the bundle's modalities. Paths are not taken: whoever can send rows to a server must not read the
-    server's files.
-    """
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
-    def __init__(self, model: AnyMAL, max_new_tokens: int) -> None:
-        self._model, self._max_new_tokens = model, max_new_tokens
+    def predict(self, model_input: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, Any] | list[dict[str, Any]]:
+        """The completion that a request is answered with; for several, a list or a table with a row each, theirs in the same order.
 
-    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> list[str]:
-        """One answer per row; `params` may hold `max_new_tokens`.
+        A refusal of the guard is a completion as well: its `finish_reason` is `content_filter`.
 
         Raises:
-            DataError: naming the row, if a medium cannot be read or the media do not match the question.
+            BadRequest: naming the parameter, or the part of a message, that is wrong.
+            DataError: if the conversation cannot be asked, or a file cannot be read.
+            Busy: if too many wait.
+            TooSlow: if an answer was not complete in time.
         """
-        limit = int((params or {}).get("max_new_tokens") or self._max_new_tokens)
-        requests = [_request(row, f"row {i}", list(self._model.metadata)) for i, row in enumerate(model_input.to_dict("records"))]
-        return answer(self._model, requests, max_new_tokens=limit, batch_size=BATCH_SIZE)
+        if isinstance(model_input, Mapping):
+            return self._whole(_plain(model_input))
+        with ThreadPoolExecutor(ROWS) as pool:
+            return list(pool.map(self._whole, _rows(model_input)))
+
+    def predict_stream(self, model_input: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The chunks of the answer to one request, each sentence after it was checked.
+
+        Raises:
+            AnymalError: as `predict`.
+        """
+        request = parse(_plain(model_input))
+        chunks = Chunks(self._named(request).label, with_usage=request.stream_options is not None and request.stream_options.include_usage)
+        with self._events(request) as events:
+            for event in events:
+                yield from chunks.of(event)
+
+    def _whole(self, document: Any) -> dict[str, Any]:
+        request = parse(document)
+        if request.stream:
+            raise BadRequest("stream: MLflow's predict gives whole answers; leave it out, or call predict_stream", "stream")
+        completion = Completion(self._named(request).label)
+        with self._events(request) as events:
+            for event in events:
+                body = completion.add(event)
+                if body is not None:
+                    return body
+        raise AssertionError("the desk ends every answer with Refused or Ended")
+
+    def _named(self, request: ChatRequest) -> Served:
+        served = self._desk.host.served
+        assert served is not None
+        if not served.goes_by(request.model):
+            raise BadRequest(f"model {str(request.model)[:100]!r} is not loaded here, but {served.label!r}; name that or leave it out", "model")
+        return served
+
+    @contextmanager
+    def _events(self, request: ChatRequest) -> Iterator[Generator[Event]]:
+        events = self._desk.answer(turns_of(request.messages, remote_bytes=None), sampling=request.sampling(), limit=request.limit,
+                                   stops=request.stops, gone=lambda: False)
+        try:
+            yield events
+        finally:
+            events.close()
 
 
-def _load_pyfunc(path: str) -> AnyMALPredictor:
-    """Called by MLflow with the folder of the bundle."""
-    from anymal.model.bundle import read_bundle
-    from anymal.model.loading import load_bundle
-
-    folder = Path(path)
-    return AnyMALPredictor(load_bundle(folder), read_bundle(folder)["inference"]["max_new_tokens"])
-
-
-def _request(row: Mapping[Any, Any], name: str, modalities: Sequence[str]) -> Request:
-    question, listed = row.get("question"), row.get("media")
-    media = [(modality, _content(row[modality], f"{name}, column {modality}")) for modality in modalities if isinstance(row.get(modality), str)]
-    if isinstance(listed, str) and listed.strip():
-        if media:
-            raise DataError(f"{name}: has both the column media and the column {media[0][0]}; use one of the two ways")
-        media = _listed(listed, f"{name}, column media")
-    return Request(question if isinstance(question, str) and question.strip() else None, media, name)
-
-
-def _listed(text: str, name: str) -> list[tuple[str, Content]]:
-    """The media of the column `media`."""
-    if len(text) > _characters(MAX_MEDIUM_BYTES):
-        raise DataError(f"{name}: more than {MAX_MEDIUM_BYTES // 2**20} MiB; send smaller files")
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{name}: is no JSON ({error}); send a list of {{"modality": …, "data": …}}') from error
-    if not isinstance(items, list) or len(items) > MAX_MEDIA:
-        found = f"{len(items)} items" if isinstance(items, list) else type(items).__name__
-        raise DataError(f'{name}: holds {found}; send a list of at most {MAX_MEDIA} {{"modality": …, "data": …}}')
-    media = []
-    for number, item in enumerate(items):
-        if not isinstance(item, dict) or set(item) != {"modality", "data"} or not all(isinstance(value, str) for value in item.values()):
-            raise DataError(f"{name}, item {number}: must be an object with the texts 'modality' and 'data', and nothing else")
-        media.append((item["modality"], _content(item["data"], f"{name}, item {number}")))
-    return media
-
-
-def _content(text: str, name: str) -> Content:
-    return Content(name, decode_medium(text, name))
-
-
-def _characters(size: int) -> int:
-    """Characters of base64 for so many bytes."""
-    return size * 4 // 3 + 4
-
-
-def decode_medium(text: str, name: str) -> bytes:
-    """The content of a data URI or of plain base64.
+def _load_pyfunc(path: str) -> ChatPredictor:
+    """Called by MLflow with the folder of the bundle.
 
     Raises:
-        DataError: if it is neither, or larger than `MAX_MEDIUM_BYTES`.
+        ConfigError: if no guard is named: nothing is answered without one.
+        AnymalError: if the guard or the bundle is damaged.
     """
-    head, comma, tail = text.partition(",")
-    body = tail if comma and head.startswith("data:") and head.endswith(";base64") else text
-    if len(body) > _characters(MAX_MEDIUM_BYTES):
-        raise DataError(f"{name}: more than {MAX_MEDIUM_BYTES // 2**20} MiB; send a smaller file")
+    reference = os.environ.get(GUARD)
+    if not reference:
+        raise ConfigError(f"{GUARD} is not set: this model answers behind its guard only; set it to the guard's folder or address, such as "
+                          f"{GUARD}=models:/anymal-guard@champion")
+    guard = load_checks(reference, text_in_pictures=True)
+    name, version = _address(Path(path))
+    served = load_served(Path(path), name=name, version=version, rows=ROWS, waiting=WAITING, load=load_with(None, None))
+    predictor = ChatPredictor(Desk(Loaded(served), guard, seconds=SECONDS, limit=MAX_NEW_TOKENS))
+    weakref.finalize(predictor, served.engine.close, drain=False)
+    return predictor
+
+
+def _address(folder: Path) -> tuple[str, str | None]:
+    """Name and version in the registry that the model was fetched from; for one that was not, the folder's name."""
+    from ruamel.yaml import YAML
+
+    file = folder.parent.parent / ADDRESS
+    if not file.is_file():
+        return folder.name, None
+    found = YAML(typ="safe").load(file)
     try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"{name}: {text[:40]!r}… is neither base64 nor a data URI with base64; send the file's content in one of these") from error
+        return str(found["model_name"]), str(found["model_version"])
+    except (KeyError, TypeError) as error:
+        raise AnymalError(f"{file}: holds no model_name and model_version, which MLflow writes there; remove it") from error
+
+
+def _rows(table: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[Any]:
+    """Requests as they came; in a table every row has every column, and what it was not given is null or NaN."""
+    if isinstance(table, Sequence):
+        return [_plain(row) for row in table]
+    return [{str(name): _plain(value) for name, value in row.items() if not (value is None or (isinstance(value, float) and math.isnan(value)))}
+            for row in table.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers where MLflow made arrays of them, as it does of `{"inputs": …}`."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

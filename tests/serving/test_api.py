@@ -171,7 +171,7 @@ def _red() -> str:
 
 
 @pytest.mark.parametrize(("body", "status", "said"), [
-    ({}, 400, "model: field required"), ([], 400, "body:"), (asked(text("x"), tempurature=1), 400, "tempurature: is not supported"),
+    ({}, 400, "messages: field required"), ([], 400, "body:"), (asked(text("x"), tempurature=1), 400, "tempurature: is not supported"),
     (asked(text("x"), n=2), 400, "n: input should be 1"), (asked(text("x"), temperature=9), 400, "temperature: "),
     (asked(text("x"), tools=[{"type": "function"}]), 400, "tools: is not supported"), (asked(text("x"), stop=[""]), 400, "stop: give at most"),
     ({**asked(text("x")), "model": "gpt"}, 404, "model 'gpt' is not served here"),

@@ -57,7 +57,7 @@ def registered(store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) ->
     return run_register()
 
 
-def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
+def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace, monkeypatch):
     import base64
 
     import mlflow.pyfunc
@@ -65,7 +65,9 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
 
     from anymal.model.loading import load_bundle
     from anymal.serving.answer import Request, answer
+    from anymal.serving.openai import BadRequest
     from anymal.tracking import tracking_uri
+    from tests.safety.tiny_guard import make_guard
 
     registered = run_register()
     assert registered["version"] == 1 and registered["uri"] == "models:/anymal@candidate"
@@ -81,19 +83,21 @@ def test_registers_a_version_that_mlflow_can_load_and_ask(store, workspace):
     assert not {k for k in run.data.metrics if "controls" in k and not k.endswith(".value")}
 
     mlflow.set_tracking_uri(tracking_uri())
+    with pytest.raises(ConfigError, match="ANYMAL_GUARD is not set"):
+        mlflow.pyfunc.load_model("models:/anymal@candidate")
+    monkeypatch.setenv("ANYMAL_GUARD", str(make_guard(Path("guard"), Path("networks"))))
     model = mlflow.pyfunc.load_model("models:/anymal@candidate")
-    assert [column["name"] for column in model.metadata.signature.inputs.to_dict()] == ["image", "media", "question"]
     picture = base64.b64encode(Path("red.png").read_bytes()).decode()
-    rows = [{"image": picture, "question": "what colour ?"}, {"image": f"data:image/png;base64,{picture}", "question": None}]
-    import pandas as pd
-
-    answers = model.predict(pd.DataFrame(rows))
-    requests = [Request("what colour ?", [("image", Path("red.png"))]), Request(None, [("image", Path("red.png"))])]
-    assert answers == answer(load_bundle(Path("models/bundle")), requests, max_new_tokens=5, batch_size=2)
-    assert model.predict(pd.DataFrame(rows[:1]), params={"max_new_tokens": 1}) == answer(
-        load_bundle(Path("models/bundle")), requests[:1], max_new_tokens=1, batch_size=1)
-    with pytest.raises(Exception, match="row 0, column image"):
-        model.predict(pd.DataFrame([{"image": str(Path("red.png").absolute()), "question": "?"}]))
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}, {"type": "text", "text": "what colour ?"}]
+    request = {"messages": [{"role": "user", "content": parts}]}
+    wanted = answer(load_bundle(Path("models/bundle")), [Request("what colour ?", [("image", Path("red.png"))])], max_new_tokens=5, batch_size=1)
+    said = model.predict(request)
+    assert [said["choices"][0]["message"]["content"]] == wanted and said["model"] == "anymal/1"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in model.predict_stream(request)) == wanted[0]
+    with pytest.raises(BadRequest, match="top_k: is not supported"):
+        model.predict({**request, "top_k": 3})
+    example = model.input_example
+    assert model.predict(example)["object"] == "chat.completion" and example["messages"][0]["content"][0]["type"] == "image_url"
     logged = [file for file in Path("mlartifacts").rglob("*") if file.is_file()]
     assert any(file.name == "MLmodel" for file in logged)
     assert not [file for file in logged if file.suffix in {".pkl", ".pickle", ".bin", ".pt"}]
