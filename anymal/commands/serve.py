@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ def command(
     The address is followed: when another version becomes champion, new requests go to it and those under way end on the old one. Every request,
     picture and answer is checked by the guard; without one nothing is served.
     """
+    signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -55,9 +57,17 @@ def command(
     limits = Limits(body_bytes=body_mib * 2**20, requests=rows + waiting, remote_media=remote_media)
     following.start()
     try:
-        serve(create_app(desk, limits=limits, keys=known), host=host, port=port, connections=4 * (rows + waiting) + 16)
+        serve(create_app(desk, limits=limits, keys=known), host=host, port=port, connections=4 * (rows + waiting) + 16, grace=seconds)
     finally:
         following.close(timeout=10)
+
+
+def _stop(*_: object) -> None:
+    """End now: while the guard is loaded there is nothing to finish. The server has a handler of its own, and calls this one when it is done.
+
+    Without a handler, the first process of a container does not end at all.
+    """
+    raise SystemExit(0)
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import uvicorn
@@ -10,8 +11,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15
-GRACE_SECONDS = 30
-"""For answers under way when the server is told to stop."""
 MAX_HEADER_BYTES = 32 * 1024
 
 
@@ -41,18 +40,19 @@ class TimedProtocol(H11Protocol):
         super().connection_lost(exc)
 
 
-def server_of(app: Any, *, host: str, port: int, connections: int) -> uvicorn.Server:
+def server_of(app: Any, *, host: str, port: int, connections: int, grace: float) -> uvicorn.Server:
     """A server that is not started yet.
 
     Args:
         connections: that may be open at once; one more is answered with 503.
+        grace: seconds for answers under way when the server is told to stop.
     """
     return uvicorn.Server(uvicorn.Config(
         app, host=host, port=port, http=TimedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        limit_concurrency=connections, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=connections, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=math.ceil(grace),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES))
 
 
-def serve(app: Any, *, host: str, port: int, connections: int) -> None:
-    """Serve until SIGTERM or SIGINT, and then until the answers under way are complete."""
-    server_of(app, host=host, port=port, connections=connections).run()
+def serve(app: Any, *, host: str, port: int, connections: int, grace: float) -> None:
+    """Serve until SIGTERM or SIGINT, and then until the answers under way are complete, or for `grace` seconds."""
+    server_of(app, host=host, port=port, connections=connections, grace=grace).run()

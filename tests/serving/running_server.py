@@ -45,7 +45,7 @@ def running(reference: str | Path, *, rows: int = 4, waiting: int = 16, models: 
     """The server, until the block ends."""
     host = Host(str(reference), rows=rows, waiting=waiting, follow_seconds=follow_seconds, load=load_bundle)
     desk = Desk(host, Guard(models or PlantedModels(), reader=None), seconds=seconds, limit=64)
-    server = server_of(create_app(desk, limits=limits or Limits(), **options), host="127.0.0.1", port=0, connections=connections)
+    server = server_of(create_app(desk, limits=limits or Limits(), **options), host="127.0.0.1", port=0, connections=connections, grace=30.0)
     thread = threading.Thread(target=server.run, daemon=True)
     host.start()
     thread.start()
