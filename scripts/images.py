@@ -29,14 +29,17 @@ KUSTOMIZATION = ROOT / "manifests" / "images" / "kustomization.yaml"
 LOCAL = ROOT / "dist" / "images.yaml"
 CONTEXT = ROOT / "dist" / "images"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-IMAGES = ("data", "train", "eval", "mlflow")
+IMAGES = ("data", "train", "eval", "serve", "mlflow")
 LAYERS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "core": (None, ()), "mlflow": ("core", ("mlflow",)), "torch": ("core", ("train", "synthesize")),
     "data": ("torch", ("train", "synthesize", "data")), "eval": ("torch", ("train", "synthesize", "eval")),
+    "serve": ("torch", ("train", "synthesize", "serve")),
 }
 """Layer of packages -> the layer below it (as in images/Dockerfile), and the extras of pyproject.toml that both hold together."""
 WINDOWED, HEADLESS = "opencv-python", "opencv-python-headless"
 """OpenCV with windows brings Qt and needs the graphics libraries of a desktop. Containers have no screen; the module `cv2` is the same."""
+READERS = ("data", "serve")
+"""Layers in which it is: the guard reads text in pictures."""
 
 
 class ImageError(AnymalError):
@@ -112,7 +115,7 @@ def pins() -> dict[str, str]:
 def resolve(layer: str, below: set[str], torch: str) -> dict[str, str]:
     """Lock what a layer holds beyond those below it, in `pylock.LAYER.toml` of the context; package -> version."""
     lock, extra, excluded = CONTEXT / f"pylock.{layer}.toml", CONTEXT / "extra.txt", CONTEXT / "excluded.txt"
-    extra.write_text(f"{HEADLESS}=={pins()[WINDOWED]}\n" if layer == "data" else "", encoding="utf-8")
+    extra.write_text(f"{HEADLESS}=={pins()[WINDOWED]}\n" if layer in READERS else "", encoding="utf-8")
     excluded.write_text(f"{WINDOWED}\n", encoding="utf-8")
     extras = [word for name in LAYERS[layer][1] for word in ("--extra", name)]
     run(Path(sys.executable).with_name("uv"), "pip", "compile", "--quiet", "pyproject.toml", extra, *extras, "--constraint", "constraints.txt",
@@ -246,13 +249,13 @@ def write_pushed(prefix: str, digests: dict[str, str]) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--torch", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Which PyTorch goes into train and eval.")
+@click.option("--torch", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Which PyTorch goes into all but mlflow.")
 @click.option("--base", metavar="IMAGE", help=f"What they are built on: Debian 12 with Python {PYTHON}.  [default: python:{PYTHON}-slim-bookworm; "
               "where that cannot be pulled, one made of Debian's packages]")
 @click.option("--only", type=click.Choice(IMAGES), multiple=True, help="Build this one; may be repeated. dist/images.yaml stays as it is.")
 @click.option("--push", "prefix", metavar="REGISTRY/FOLDER", help="Push them there and write their digests into manifests/images/kustomization.yaml.")
 def command(*, torch: str, base: str | None, only: tuple[str, ...], prefix: str | None) -> None:
-    """Build the container images of the stages and of MLflow."""
+    """Build the container images of the stages, of the server and of MLflow."""
     prefix = prefix.rstrip("/") if prefix else None
     CONTEXT.mkdir(parents=True, exist_ok=True)
     start_engine()

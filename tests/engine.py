@@ -53,7 +53,7 @@ class Images:
     file: Path
     """dist/images.yaml, for ANYMAL_IMAGES."""
     names: dict[str, str] = field(default_factory=dict)
-    """`data`, `train`, `eval`, `mlflow` -> the image as the engine knows it."""
+    """`data`, `train`, `eval`, `serve`, `mlflow` -> the image as the engine knows it."""
 
 
 def build_images() -> Images:

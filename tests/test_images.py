@@ -27,10 +27,11 @@ from tests.graph import closure
 from tests.test_architecture import imports, roots
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("data", "train", "eval", "mlflow")
+NAMES = ("data", "train", "eval", "serve", "mlflow")
 ABSENT = {
     "data": {"pycocoevalcap", "psycopg2"}, "train": {"spacy", "cv2", "pycocoevalcap", "psycopg2"},
-    "eval": {"spacy", "cv2", "psycopg2"}, "mlflow": {"anymal", "torch", "spacy", "cv2", "pycocoevalcap"},
+    "eval": {"spacy", "cv2", "psycopg2"}, "serve": {"spacy", "pycocoevalcap", "psycopg2"},
+    "mlflow": {"anymal", "torch", "spacy", "cv2", "pycocoevalcap"},
 }
 DEVELOPERS = {"kfp", "dvc", "pytest", "mypy", "ruff", "uv", "Cython"}
 """In no image."""
@@ -194,8 +195,8 @@ def test_certificates_are_debians_alone(images: Images, name: str):
 
 
 def assigned() -> dict[str, set[str]]:
-    """Image -> the stages and commands that components run in it."""
-    found: dict[str, set[str]] = {}
+    """Image -> the stages and commands that components, or a cluster's server, run in it."""
+    found: dict[str, set[str]] = {"serve": {"serve"}}
     for path in sorted((ROOT / "components").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for image, command in re.findall(r"image=images\.(\w+),\s*command=\[\"anymal\", \"([\w-]+)\"", text):
@@ -204,7 +205,7 @@ def assigned() -> dict[str, set[str]]:
 
 
 @slow
-@pytest.mark.parametrize("name", ["data", "train", "eval"])
+@pytest.mark.parametrize("name", ["data", "train", "eval", "serve"])
 def test_an_image_imports_what_its_stages_and_commands_import(images: Images, name: str):
     """At any depth, inside functions too."""
     commands = assigned()[name]
@@ -221,7 +222,7 @@ def test_an_image_imports_what_its_stages_and_commands_import(images: Images, na
 
 
 @slow
-@pytest.mark.parametrize("name", ["data", "train", "eval"])
+@pytest.mark.parametrize("name", ["data", "train", "eval", "serve"])
 def test_the_command_line_works_for_any_user_and_writes_to_tmp_only(images: Images, name: str):
     done = run_in(images.names[name], "anymal", "--help")
     assert done.returncode == 0, done.stderr
