@@ -1,4 +1,4 @@
-"""The manifests as they would be applied: rendered by kustomize itself, valid against Kubernetes' and Kubeflow Trainer's schemas, and restricted."""
+"""The manifests as they would be applied: rendered by kustomize itself, valid by Kubernetes', Kubeflow Trainer's and KServe's schemas, restricted."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from anymal.data.assets import parse_entry, provide
 from anymal.stage import load_stage
+from tests.kserve_schema import inference_service_problem, made_of
 
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "manifests"
@@ -73,6 +74,8 @@ def rendered(request: pytest.FixtureRequest, kubectl: Path) -> list[Object]:
 
 def problem(document: Object) -> str | None:
     """What the schema says against an object, unknown keys included; None if nothing."""
+    if document["kind"] == "InferenceService":
+        return inference_service_problem(document) or next(filter(None, map(problem, made_of(document))), None)
     if (model := CUSTOM.get(document["kind"])) is not None:
         try:
             same = model.from_dict(copy.deepcopy(document)).to_dict()
@@ -115,7 +118,7 @@ FREE = {"labels", "annotations", "matchLabels", "data", "nodeSelector", "request
 
 def test_every_file_is_strict_yaml_that_a_kustomization_names():
     files = sorted(path for path in MANIFESTS.rglob("*.yaml"))
-    assert len(files) == 16
+    assert len(files) == 25
     for path in files:
         assert load(path.read_text(encoding="utf-8")), path
     named: set[Path] = set()
@@ -240,6 +243,7 @@ def test_what_is_not_allowed_is_denied_and_names_are_spelt_alike(rendered):
     labels = [document["spec"]["template"]["metadata"]["labels"] for document in rendered if document["kind"] in ("Deployment", "StatefulSet")]
     runtime = next(document for document in rendered if document["kind"] == "TrainingRuntime")
     labels.append(runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["labels"])
+    labels += [document["spec"]["predictor"]["labels"] for document in rendered if document["kind"] == "InferenceService"]
     for name, policy in policies.items():
         wanted = policy["podSelector"].get("matchLabels", {})
         assert any(wanted.items() <= found.items() for found in labels), name
