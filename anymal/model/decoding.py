@@ -45,8 +45,8 @@ class _Batch:
     """Rows with what the LLM has computed of them, padded on the left to one length."""
 
     rows: list[_Row] = field(default_factory=list)
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values of each block, (rows, heads, length, dim)."""
+    cache: Any = None
+    """transformers' own: keys and values of each block, (rows, heads, length, dim). Each step grows it; nothing else is copied for a token."""
     mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     """(rows, length); 1 where there is a token."""
 
@@ -68,6 +68,8 @@ class Decoder:
     @torch.no_grad()
     def join(self, prompts: Mapping[Hashable, tuple[Pieces, Sampling]]) -> dict[Hashable, int]:
         """Read prompts, all in one pass; the first token of each answer. The end of turn is a token as any other: the caller calls `leave`."""
+        from transformers import DynamicCache
+
         if not prompts:
             return {}
         llm = self._model.llm
@@ -79,13 +81,13 @@ class Decoder:
         places = torch.arange(longest, device=padded.device)
         starts = torch.tensor([longest - length for length in lengths], device=padded.device)[:, None]
         mask = (places >= starts).long()
-        cache = self._empty()
+        cache = DynamicCache()
         out = llm.base_model(inputs_embeds=padded, attention_mask=mask, position_ids=(places - starts).clamp(min=0), past_key_values=cache,
                              use_cache=True)
         rows = [_Row(key, sampling, _generator(sampling, padded.device), length, 0)
                 for (key, (_, sampling)), length in zip(prompts.items(), lengths, strict=True)]
         self._choose(rows, out.last_hidden_state[:, -1])
-        self._batch = _merged(self._batch, _Batch(rows, [(layer.keys, layer.values) for layer in cache.layers], mask))
+        self._batch = _merged(self._batch, _Batch(rows, cache, mask))
         return {row.key: row.token for row in rows}
 
     @torch.no_grad()
@@ -95,14 +97,11 @@ class Decoder:
         if not batch.rows:
             return {}
         device = batch.mask.device
-        cache = self._empty()
-        for place, (keys, values) in enumerate(batch.layers):
-            cache.update(keys, values, place)
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=1)
         fed = self._model.embed_tokens([row.token for row in batch.rows])[:, None]
         positions = torch.tensor([[row.position] for row in batch.rows], device=device)
-        out = self._model.llm.base_model(inputs_embeds=fed, attention_mask=batch.mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        batch.layers = [(layer.keys, layer.values) for layer in cache.layers]
+        out = self._model.llm.base_model(inputs_embeds=fed, attention_mask=batch.mask, position_ids=positions, past_key_values=batch.cache,
+                                         use_cache=True)
         for row in batch.rows:
             row.position += 1
         self._choose(batch.rows, out.last_hidden_state[:, -1])
@@ -120,8 +119,9 @@ class Decoder:
         chosen = torch.tensor(kept, device=self._batch.mask.device)
         mask = self._batch.mask[chosen]
         cut = int(mask.argmax(dim=1).min())  # columns that were padding of those who stay, too
-        layers = [(keys_[chosen, :, cut:].clone(), values[chosen, :, cut:].clone()) for keys_, values in self._batch.layers]
-        self._batch = _Batch([self._batch.rows[place] for place in kept], layers, mask[:, cut:])
+        for layer in self._batch.cache.layers:
+            layer.keys, layer.values = layer.keys[chosen, :, cut:].clone(), layer.values[chosen, :, cut:].clone()
+        self._batch = _Batch([self._batch.rows[place] for place in kept], self._batch.cache, mask[:, cut:])
 
     def _choose(self, rows: Sequence[_Row], hidden: Tensor) -> None:
         """Set each row's next token from the last hidden states (rows, dim)."""
@@ -129,11 +129,6 @@ class Decoder:
         likeliest = logits.argmax(dim=-1).tolist()
         for place, row in enumerate(rows):
             row.token = likeliest[place] if row.generator is None else _draw(logits[place], row.sampling, row.generator)
-
-    def _empty(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache()
 
 
 def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
@@ -148,7 +143,7 @@ def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int
 
 
 def _merged(first: _Batch, second: _Batch) -> _Batch:
-    """Two batches as one, the shorter one padded on the left."""
+    """Two batches as one, the shorter one padded on the left; the first one's cache holds both then."""
     if not first.rows:
         return second
     length = max(first.mask.shape[1], second.mask.shape[1])
@@ -159,6 +154,6 @@ def _merged(first: _Batch, second: _Batch) -> _Batch:
         shape[dim] = missing
         return torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if missing else tensor
 
-    layers = [(torch.cat([filled(a[0], 2), filled(b[0], 2)]), torch.cat([filled(a[1], 2), filled(b[1], 2)]))
-              for a, b in zip(first.layers, second.layers, strict=True)]
-    return _Batch([*first.rows, *second.rows], layers, torch.cat([filled(first.mask, 1), filled(second.mask, 1)]))
+    for a, b in zip(first.cache.layers, second.cache.layers, strict=True):
+        a.keys, a.values = torch.cat([filled(a.keys, 2), filled(b.keys, 2)]), torch.cat([filled(a.values, 2), filled(b.values, 2)])
+    return _Batch([*first.rows, *second.rows], first.cache, torch.cat([filled(first.mask, 1), filled(second.mask, 1)]))
