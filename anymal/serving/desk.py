@@ -58,6 +58,8 @@ class Refused:
     text: str
     reasons: tuple[Reason, ...]
     tokens: int
+    began: float | None
+    """When the first token was chosen (`time.monotonic`), if one was."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Ended:
 
     finish: str
     tokens: int
+    began: float | None
+    """When the first token was chosen (`time.monotonic`), if one was."""
 
 
 Event = Begun | Piece | Refused | Ended
@@ -98,21 +102,21 @@ class Desk:
             DataError: if the conversation cannot be asked, or a file cannot be read.
         """
         until = time.monotonic() + self._seconds
-        pictures = self.guard.shown(_pictures(turns))
+        pictures = self.guard.shown(pictures_of(turns))
         # All that came from the caller, for a conversation can be forged: what the model is said to have answered, too.
         verdict = self.guard.check_input("\n\n".join(turn.text for turn in turns if turn.text.strip()), pictures)
         if not verdict.allowed:
-            yield Refused(_words(verdict), verdict.reasons, 0)
+            yield Refused(_words(verdict), verdict.reasons, 0, None)
             return
         served, answer = self._asked(turns, sampling, limit, stops)
         try:
             yield Begun(served.label, served.sha256, answer.prompt_tokens)
             for sentence in guarded_stream(self.guard, _watched(answer, until, gone), pictures):
                 if isinstance(sentence, Refusal):
-                    yield Refused(str(sentence), sentence.verdict.reasons, answer.tokens)
+                    yield Refused(str(sentence), sentence.verdict.reasons, answer.tokens, answer.began)
                     return
                 yield Piece(sentence)
-            yield Ended(answer.finish or "stop", answer.tokens)
+            yield Ended(answer.finish or "stop", answer.tokens, answer.began)
         finally:
             answer.cancel()
 
@@ -148,7 +152,7 @@ def _watched(answer: Answer, until: float, gone: Callable[[], bool]) -> Iterator
         yield piece
 
 
-def _pictures(turns: Sequence[Turn]) -> list[Picture]:
+def pictures_of(turns: Sequence[Turn]) -> list[Picture]:
     """All pictures of a conversation as they came, and some frames of its clips."""
     from anymal.media.video import open_video
 

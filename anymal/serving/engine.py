@@ -46,7 +46,8 @@ class Answer:
         """Chosen so far."""
         self.finish: Finish | None = None
         """How it ended; None while it goes on."""
-        self.asked = time.monotonic()
+        self.began: float | None = None
+        """When the first token was chosen (`time.monotonic`)."""
         self._pieces: queue.SimpleQueue[str | _Failed | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
 
@@ -218,6 +219,8 @@ class Engine:
     def _advance(self, work: _Work, token: int) -> Finish | None:
         if work.answer.cancelled:
             return "cancelled"
+        if work.answer.began is None:
+            work.answer.began = time.monotonic()
         ended = token == self.model.end_of_turn
         if not ended:
             work.ids.append(token)

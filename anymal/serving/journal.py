@@ -28,6 +28,7 @@ class Note:
         self._metrics, self._started = metrics, started
         self._fields: dict[str, Any] = {"id": identifier, "stream": stream, "outcome": "failed"}
         self._first: float | None = None
+        self._token: float | None = None
         self._closed = False
 
     def event(self, event: Event) -> None:
@@ -37,10 +38,11 @@ class Note:
         elif isinstance(event, Piece):
             if self._first is None:
                 self._first = time.monotonic() - self._started
-        elif isinstance(event, Refused):
-            self._fields |= {"outcome": "refused", "tokens": event.tokens, "reasons": [code_of(reason) for reason in event.reasons]}
         else:
-            self._fields |= {"outcome": event.finish, "tokens": event.tokens}
+            self._fields |= {"outcome": "refused", "reasons": [code_of(reason) for reason in event.reasons]} if isinstance(event, Refused) else {
+                "outcome": event.finish}
+            self._fields["tokens"] = event.tokens
+            self._token = None if event.began is None else event.began - self._started
 
     def gone(self) -> None:
         """The caller hung up."""
@@ -62,7 +64,9 @@ class Note:
             return
         self._closed = True
         seconds = time.monotonic() - self._started
-        self._metrics.answered(self._fields["outcome"], seconds, self._first, self._fields.get("prompt_tokens", 0), self._fields.get("tokens", 0))
+        self._metrics.answered(self._fields["outcome"], seconds, token=self._token, first=self._first,
+                               prompt_tokens=self._fields.get("prompt_tokens", 0), tokens=self._fields.get("tokens", 0))
         for reason in self._fields.get("reasons", ()):
             self._metrics.refused(reason)
-        LOG.info("%s", json.dumps(self._fields | {"seconds": round(seconds, 3), "first": self._first and round(self._first, 3)}, sort_keys=True))
+        times = {"seconds": seconds, "first_token": self._token, "first": self._first}
+        LOG.info("%s", json.dumps(self._fields | {name: value and round(value, 3) for name, value in times.items()}, sort_keys=True))

@@ -38,14 +38,17 @@ class Metrics:
         self._refusals = Counter("anymal_refusals", "Reasons of refusals", ["reason"], registry=self._registry)
         self._tokens = Counter("anymal_tokens", "Tokens read and written", ["kind"], registry=self._registry)
         self._seconds = Histogram("anymal_request_seconds", "Time of a request", buckets=SECONDS, registry=self._registry)
+        self._token = Histogram("anymal_first_token_seconds", "Time to the model's first token, before any of it is checked", buckets=SECONDS,
+                                registry=self._registry)
         self._first = Histogram("anymal_first_sentence_seconds", "Time to the first checked sentence", buckets=SECONDS, registry=self._registry)
 
-    def answered(self, outcome: str, seconds: float, first: float | None, prompt_tokens: int, tokens: int) -> None:
-        """Count a request that is over."""
+    def answered(self, outcome: str, seconds: float, *, token: float | None, first: float | None, prompt_tokens: int, tokens: int) -> None:
+        """Count a request that is over; `token` and `first` are the seconds to the first token and the first released sentence."""
         self._requests.labels(outcome).inc()
         self._seconds.observe(seconds)
-        if first is not None:
-            self._first.observe(first)
+        for histogram, value in ((self._token, token), (self._first, first)):
+            if value is not None:
+                histogram.observe(value)
         self._tokens.labels("prompt").inc(prompt_tokens)
         self._tokens.labels("completion").inc(tokens)
 

@@ -117,6 +117,7 @@ def test_models_health_metrics_and_openapi(server, client):
     lines = server.get("/metrics").text.splitlines()
     values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
     assert values["anymal_decoding"] == values["anymal_waiting"] == 0 and values['anymal_tokens_total{kind="completion"}'] > 0
+    assert values["anymal_first_token_seconds_count"] >= values["anymal_first_sentence_seconds_count"] > 0
     assert "/v1/chat/completions" in server.get("/openapi.json").json()["paths"]
     about = server.get("/v1/about").json()
     assert sorted(about["reads"]) == sorted(MODALITIES)
@@ -314,6 +315,7 @@ def test_logs_hold_no_content(server, caplog):
     lines = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
     assert [line["outcome"] for line in lines][:1] == ["refused"] and len(lines) == 2 and lines[0]["reasons"] == ["text:violence"]
     assert not any(word in caplog.text for word in ("kaboomery", "what", "red ?"))
+    assert lines[0]["first_token"] is None and 0 < lines[1]["first_token"] <= lines[1]["first"] <= lines[1]["seconds"]
 
 
 def test_what_is_not_there_and_the_pages_headers(server):
