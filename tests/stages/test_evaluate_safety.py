@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,12 @@ class Classifier:
         found = [self._weapon(one) if texts is None else self._weapon(one) and "this" in text for one, text in
                  zip(first, texts or [""] * len(first), strict=True)]
         return np.array([[float(hit and code == "weapons") for code in CODES] for hit in found])
+
+    def features(self, images: list[Any]) -> list[Any]:
+        return images
+
+    def judge(self, seen: list[Any], texts: Sequence[str]) -> Any:
+        return self.probabilities([one for one in seen for _ in texts], [*texts] * len(seen))
 
     def _weapon(self, one: Any) -> bool:
         return "bomb" in one.lower() if isinstance(one, str) else bool(np.asarray(one)[..., 0].mean() > 200 and np.asarray(one)[..., 1].mean() < 60)
