@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from anymal.safety.asking import judge_of
 from anymal.safety.disguises import DISGUISES
 from anymal.safety.guard import Guard
 from anymal.safety.models import GuardModels, load_guard
@@ -81,11 +82,11 @@ def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pict
 
 def tricks(models: GuardModels, harmful: Sequence[str], harmless: Sequence[str]) -> None:
     """Print recall and false positives of the text check per trick, with the text as it is and as the guard reads it."""
-    least = np.array([models.thresholds["request"].get(category, np.inf) for category in models.categories])
+    found = judge_of(models.text, models.categories, models.thresholds["request"])
 
     def share(shown: Sequence[Sequence[str]]) -> float:
         every = [text for texts in shown for text in texts]
-        hit = dict(zip(every, (models.text.probabilities(every) >= least).any(axis=1), strict=True))
+        hit = {text: bool(codes) for text, codes in zip(every, found(every), strict=True)}
         return float(np.mean([any(hit[text] for text in texts) for texts in shown]))
 
     print(f"{'trick':24} {'recall':>8} {'guarded':>8} {'false +':>8} {'guarded':>8}   n {len(harmful)} and {len(harmless)}")

