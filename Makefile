@@ -31,8 +31,8 @@ benchmarks: setup  ## small files of each benchmark's official layout, made of t
 test: setup  ## linters, types, all tests
 	ruff check .
 	mypy
-	pytest -n 2 --dist loadfile -m "not slow"
-	pytest -m slow
+	pytest -n 2 --dist loadgroup -m "not slow"
+	pytest -n 2 --dist loadgroup -m slow
 
 check: setup  ## linters, types, import rules and the contract of the stages: under a minute
 	ruff check .

@@ -23,6 +23,17 @@ MLFLOW_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_N
                     "RANK")
 
 
+CONTAINERS = {"clone", "road", "containers", "docker_engine", "images"}
+"""Fixtures that one process has for the whole session."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a file's tests stay together, and those of all files that need containers or the graph's results do."""
+    needing = {item.path for item in items if CONTAINERS & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("containers" if item.path in needing else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests record nothing unless they ask for a store; what the caller's environment says of MLflow does not matter."""
