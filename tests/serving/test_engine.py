@@ -87,8 +87,9 @@ def test_cancelled_answers_free_their_places(model, monkeypatch):
     monkeypatch.setattr("anymal.serving.engine.Decoder", Slow)
     engine = Engine(model, rows=1, waiting=2)
     prompts = mixed(model)
-    running, waits, also = (engine.ask(prompts[i], max_new_tokens=400, sampling=GREEDY) for i in range(3))
-    next(iter(running))
+    running = engine.ask(prompts[0], max_new_tokens=400, sampling=GREEDY)
+    next(iter(running))  # it has its place now, and leaves both of those that wait to others
+    waits, also = (engine.ask(prompts[i], max_new_tokens=400, sampling=GREEDY) for i in (1, 2))
     with pytest.raises(Busy, match="1 requests are being answered and 2 wait"):
         engine.ask(prompts[0], max_new_tokens=1, sampling=GREEDY)
     waits.cancel()
