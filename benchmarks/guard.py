@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -25,6 +24,8 @@ from anymal.safety.disguises import DISGUISES
 from anymal.safety.guard import Guard
 from anymal.safety.models import GuardModels, load_guard
 from anymal.safety.ocr import PictureReader
+from anymal.safety.prompts import Prompt, read_prompts
+from anymal.safety.red_team import red_team
 from anymal.safety.sentences import split_stream
 from anymal.safety.streaming import guarded_stream
 from anymal.safety.texts import TextRecord, read_texts
@@ -80,22 +81,15 @@ def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pict
               f"the guard's share of an answer's time {1 - whole[False] / whole[True]:.1%} (at {speed:g} words/s)")
 
 
-def tricks(models: GuardModels, harmful: Sequence[str], harmless: Sequence[str]) -> None:
+def tricks(models: GuardModels, prompts: Sequence[Prompt]) -> None:
     """Print recall and false positives of the text check per trick, with the text as it is and as the guard reads it."""
     found = judge_of(models.text, models.categories, models.thresholds["request"])
-
-    def share(shown: Sequence[Sequence[str]]) -> float:
-        every = [text for texts in shown for text in texts]
-        hit = {text: bool(codes) for text, codes in zip(every, found(every), strict=True)}
-        return float(np.mean([any(hit[text] for text in texts) for texts in shown]))
-
-    print(f"{'trick':24} {'recall':>8} {'guarded':>8} {'false +':>8} {'guarded':>8}   n {len(harmful)} and {len(harmless)}")
-    for name, trick in {"untouched": lambda text, rng: text, **DISGUISES}.items():
-        figures = []
-        for texts in (harmful, harmless):
-            disguised = [trick(text, random.Random(f"{name}:{place}")) for place, text in enumerate(texts)]  # noqa: S311
-            figures += [share([[text] for text in disguised]), share([views(text) for text in disguised])]
-        print(f"{name:24} " + " ".join(f"{figure:8.3f}" for figure in figures), flush=True)
+    measured = red_team(prompts, tricks=DISGUISES, readings=views, flagged=lambda texts: [bool(codes) for codes in found(texts)], resamples=100,
+                        seed=0)
+    sides = [sum(prompt.harmful for prompt in prompts), sum(not prompt.harmful for prompt in prompts)]
+    print(f"{'trick':24} {'recall':>8} {'guarded':>8} {'false +':>8}   n {sides[0]} and {sides[1]}")
+    for name, figures in {"untouched": measured["untouched"], **measured["tricks"]}.items():
+        print(f"{name:24} " + " ".join(f"{figures[kind]['value']:8.3f}" for kind in ("plain", "hardened", "false_positives")), flush=True)
 
 
 def main() -> None:
@@ -112,12 +106,11 @@ def main() -> None:
     models = load_guard(arguments.guard)
     rows: list[TextRecord] = read_texts(arguments.safety / "texts" / "test.jsonl")
     random.Random(0).shuffle(rows)  # noqa: S311
-    requests = [row for row in rows if row.kind in {"request", "hard_negative"}]
-    harmful = [row.text for row in requests if row.labels][: arguments.prompts]
-    harmless = [row.text for row in requests if not row.labels][: arguments.prompts]
+    kinds = ["request", "hard_negative"]
     if arguments.tricks:
-        tricks(models, harmful, harmless)
+        tricks(models, read_prompts(arguments.safety, {"text": arguments.prompts}, kinds=kinds, question="", barred=[], seed=0))
         return
+    harmless = [row.text for row in rows if row.kind in kinds and not row.labels][: arguments.prompts]
     answers = [row.text for row in rows if row.kind == "answer" and not row.labels]
     lines = (arguments.safety / "images" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     files = [json.loads(line) for line in lines][: arguments.prompts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from anymal.registry import resolve_bundle
 from anymal.safety.streaming import Refusal, guarded_stream
 from anymal.serving.checks import load_checks
-from anymal.serving.conversation import Turn, to_prompt
+from anymal.serving.conversation import Turn, text_of, to_prompt
 from anymal.serving.desk import pictures_of
 from anymal.serving.engine import UNKNOWN
 from anymal.serving.host import load_with
@@ -21,8 +20,6 @@ from anymal.serving.intake import turns_of
 from anymal.serving.openai import parse
 
 if TYPE_CHECKING:
-    from anymal.safety.guard import Picture
-    from anymal.safety.verdicts import Verdict
     from benchmarks.serving_requests import Asked
 
 
@@ -91,7 +88,7 @@ class Offline:
         turns = self._turns(asked)
         pictures = self.guard.shown(pictures_of(turns))
         prompt = to_prompt(self.model, turns)
-        if not self._checked(turns, pictures).allowed:
+        if not self.guard.check_input(text_of(turns), pictures).allowed:
             return Expected(Said("", "content_filter"), (), ())
         out = self._generate(self._embedded(prompt), output_logits=True, return_dict_in_generate=True)
         ids = out.sequences[0].tolist()
@@ -115,12 +112,8 @@ class Offline:
         """How long the guard alone takes for the request."""
         turns = self._turns(asked)
         started = time.perf_counter()
-        self._checked(turns, self.guard.shown(pictures_of(turns)))
+        self.guard.check_input(text_of(turns), pictures_of(turns))
         return time.perf_counter() - started
-
-    def _checked(self, turns: Sequence[Turn], pictures: Sequence[Picture]) -> Verdict:
-        """As the desk does it."""
-        return self.guard.check_input("\n\n".join(turn.text for turn in turns if turn.text.strip()), pictures)
 
     def _turns(self, asked: Asked) -> list[Turn]:
         return turns_of(parse(asked.body("any", tokens=self._tokens)).messages, remote_bytes=None)

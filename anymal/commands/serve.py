@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from anymal.errors import ConfigError, DataError
+from anymal.serving.defaults import MAX_NEW_TOKENS, ROWS, SECONDS, WAITING
 
 
 @click.command("serve")
@@ -17,10 +18,11 @@ from anymal.errors import ConfigError, DataError
 @click.option("--guard", required=True, metavar="FOLDER|models:/NAME@ALIAS", help="The classifiers that check what goes in and out.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
-@click.option("--rows", default=8, show_default=True, type=click.IntRange(min=1), help="Answers decoded together.")
-@click.option("--waiting", default=32, show_default=True, type=click.IntRange(min=0), help="Requests that may wait beside them; one more gets 429.")
-@click.option("--seconds", default=120.0, show_default=True, type=click.FloatRange(min=1), help="For an answer, waiting and checks included.")
-@click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(min=1), help="The most that a caller may ask for.")
+@click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(min=1), help="Answers decoded together.")
+@click.option("--waiting", default=WAITING, show_default=True, type=click.IntRange(min=0),
+              help="Requests that may wait beside them; one more gets 429.")
+@click.option("--seconds", default=SECONDS, show_default=True, type=click.FloatRange(min=1), help="For an answer, waiting and checks included.")
+@click.option("--max-new-tokens", default=MAX_NEW_TOKENS, show_default=True, type=click.IntRange(min=1), help="The most that a caller may ask for.")
 @click.option("--body-mib", default=64, show_default=True, type=click.IntRange(min=1), help="Greatest size of a request.")
 @click.option("--remote-media/--no-remote-media", default=False, show_default=True, help="Fetch media from public http(s) addresses.")
 @click.option("--keys", type=click.Path(path_type=Path), metavar="FILE", help="API keys, one a line; callers need one of them.")

