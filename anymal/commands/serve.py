@@ -51,10 +51,12 @@ def command(
     from anymal.serving.checks import load_checks
     from anymal.serving.desk import Desk
     from anymal.serving.host import Host, load_with
+    from anymal.serving.threads import set_aside
     from anymal.serving.web import serve
 
+    threads = set_aside()
     checks = load_checks(guard, text_in_pictures=text_in_pictures)
-    following = Host(model, rows=rows, waiting=waiting, follow_seconds=follow_seconds, load=load_with(dtype, quantization))
+    following = Host(model, rows=rows, waiting=waiting, follow_seconds=follow_seconds, load=load_with(dtype, quantization), threads=threads)
     desk = Desk(following, checks, seconds=seconds, limit=max_new_tokens)
     limits = Limits(body_bytes=body_mib * 2**20, requests=rows + waiting, remote_media=remote_media)
     following.start()

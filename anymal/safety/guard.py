@@ -10,6 +10,7 @@ import asyncio
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -167,19 +168,23 @@ class Guard:
     def _input(self, text: str, images: Sequence[Picture]) -> Verdict:
         try:
             pictures = self.open(images)
-            hidden = [self._hidden(picture) for picture in pictures]
+            shown = views(text, self.limits.window)
+            if not pictures:
+                return rejected(self._texts(shown, "request", Code.TEXT))
+            with ThreadPoolExecutor(1, "guard-reader") as aside:  # reading takes as long as all classifiers together
+                reading = aside.submit(lambda: [self._hidden(picture) for picture in pictures])
+                reasons = [*self._texts(shown, "request", Code.TEXT)]
+                seen = _present(self._models.image).probabilities([self._decoded(picture) for picture in pictures])
+                reasons += self._hits(seen, len(pictures), "image", Code.IMAGE)
+                self._look(pictures)
+                hidden = reading.result()
         except Rejected as error:
             return Verdict((error.reason,))
-        shown = views(text, self.limits.window)
-        reasons = [*self._texts(shown, "request", Code.TEXT)]
-        if pictures:
-            seen = _present(self._models.image).probabilities([self._decoded(picture) for picture in pictures])
-            reasons += self._hits(seen, len(pictures), "image", Code.IMAGE)
-            found = [part for part in hidden if part]
-            together = "\n".join([text, *found]) if found else ""
-            beside = [view for part in [*found, "\n".join(found), together] for view in views(part, self.limits.window) if view not in shown]
-            reasons += self._texts(tuple(dict.fromkeys(beside)), "request", Code.HIDDEN_TEXT)
-            reasons += self._pairs(pictures, tuple(dict.fromkeys([*shown, *beside])))
+        found = [part for part in hidden if part]
+        together = "\n".join([text, *found]) if found else ""
+        beside = [view for part in [*found, "\n".join(found), together] for view in views(part, self.limits.window) if view not in shown]
+        reasons += self._texts(tuple(dict.fromkeys(beside)), "request", Code.HIDDEN_TEXT)
+        reasons += self._pairs(pictures, tuple(dict.fromkeys([*shown, *beside])))
         return rejected(reasons)
 
     def _output(self, sentence: str, images: Sequence[Picture], before: str) -> Verdict:
@@ -207,6 +212,7 @@ class Guard:
         if isinstance(image, Image.Image):
             if image.width * image.height > self.limits.image_pixels:
                 raise Rejected(Code.TOO_LARGE)
+            image.load()  # now, and not in two threads at once
             return image if image.mode == "RGB" else image.convert("RGB")
         if len(image) > self.limits.image_bytes:
             raise Rejected(Code.TOO_LARGE)
@@ -240,13 +246,16 @@ class Guard:
         """Each picture with each text; a picture that an earlier check of the request looked at is not looked at again."""
         if not pictures or not texts:
             return
-        model = _present(self._models.pair)
+        self._look(pictures)
+        found = _present(self._models.pair).judge([picture.features for picture in pictures], texts)
+        yield from self._hits(found, len(pictures) * len(texts), "pair", Code.IMAGE_TEXT)
+
+    def _look(self, pictures: Sequence[Shown]) -> None:
+        """What the pair classifier sees in each picture that it has not looked at yet."""
         new = [picture for picture in pictures if picture.features is None]
         if new:
-            for picture, features in zip(new, model.features([self._decoded(picture) for picture in new]), strict=True):
+            for picture, features in zip(new, _present(self._models.pair).features([self._decoded(picture) for picture in new]), strict=True):
                 picture.features = features
-        found = model.judge([picture.features for picture in pictures], texts)
-        yield from self._hits(found, len(pictures) * len(texts), "pair", Code.IMAGE_TEXT)
 
     def _hits(self, probabilities: np.ndarray, rows: int, use: str, code: Code) -> Iterator[Reason]:
         """A reason for each category that is found in any row.

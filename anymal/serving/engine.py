@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anymal.errors import AnymalError
 from anymal.model.decoding import Decoder, Sampling
+from anymal.serving.threads import compute_with
 
 if TYPE_CHECKING:
     from anymal.model.anymal import AnyMAL
@@ -117,11 +118,12 @@ class Engine:
     Args:
         rows: answers decoded together; memory grows with it.
         waiting: requests that may wait beside them; one more is refused.
+        threads: that it computes with on processors; as many as every thread if not given.
     """
 
-    def __init__(self, model: AnyMAL, *, rows: int, waiting: int) -> None:
+    def __init__(self, model: AnyMAL, *, rows: int, waiting: int, threads: int | None = None) -> None:
         self.model = model
-        self._rows, self._most = rows, waiting
+        self._rows, self._most, self._threads = rows, waiting, threads
         self._waiting: list[_Work] = []
         self._active: dict[int, _Work] = {}
         self._changed = threading.Condition()
@@ -174,6 +176,8 @@ class Engine:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._threads is not None:
+            compute_with(self._threads)
         decoder = Decoder(self.model)
         while True:
             with self._changed:

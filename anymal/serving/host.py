@@ -69,11 +69,13 @@ class Host:
         waiting: requests that may wait.
         follow_seconds: how often the registry is asked. It may be down, at the start too: what is loaded goes on answering.
         load: how a folder becomes a model.
+        threads: that a model computes with, see `Engine`.
     """
 
-    def __init__(self, reference: str, *, rows: int, waiting: int, follow_seconds: float, load: Callable[[Path], AnyMAL]) -> None:
+    def __init__(self, reference: str, *, rows: int, waiting: int, follow_seconds: float, load: Callable[[Path], AnyMAL],
+                 threads: int | None = None) -> None:
         self.reference = reference
-        self._rows, self._most, self._period, self._load = rows, waiting, follow_seconds, load
+        self._rows, self._most, self._period, self._load, self._threads = rows, waiting, follow_seconds, load, threads
         self._served: Served | None = None
         self._tried: str | None = None
         """The version that could not be loaded: not tried again before the address names another one."""
@@ -135,7 +137,8 @@ class Host:
             if version == self._tried:
                 raise BundleError(self.problem or f"{address} could not be loaded")
         try:
-            new = load_served(resolve_bundle(address), name=name, version=version, rows=self._rows, waiting=self._most, load=self._load)
+            new = load_served(resolve_bundle(address), name=name, version=version, rows=self._rows, waiting=self._most, load=self._load,
+                              threads=self._threads)
         except BundleError:
             self._tried = version
             raise
@@ -151,7 +154,8 @@ class Host:
             self._old = [*(t for t in self._old if t.is_alive()), thread]
 
 
-def load_served(folder: Path, *, name: str, version: str | None, rows: int, waiting: int, load: Callable[[Path], AnyMAL]) -> Served:
+def load_served(folder: Path, *, name: str, version: str | None, rows: int, waiting: int, load: Callable[[Path], AnyMAL],
+                threads: int | None) -> Served:
     """A bundle, loaded with all its encoders and ready to answer.
 
     Args:
@@ -159,6 +163,7 @@ def load_served(folder: Path, *, name: str, version: str | None, rows: int, wait
         rows: answers decoded together.
         waiting: requests that may wait.
         load: how a folder becomes a model.
+        threads: that the model computes with, see `Engine`.
 
     Raises:
         BundleError: if it is damaged.
@@ -170,7 +175,7 @@ def load_served(folder: Path, *, name: str, version: str | None, rows: int, wait
     for modality in model.metadata:  # the first request should not wait for encoders
         model.encoder(modality)
     return Served(name, version, bundle_sha256(folder), int(time.time()), document["inference"]["max_new_tokens"],
-                  Engine(model, rows=rows, waiting=waiting))
+                  Engine(model, rows=rows, waiting=waiting, threads=threads))
 
 
 def load_with(dtype: str | None, quantization: str | None) -> Callable[[Path], Any]:

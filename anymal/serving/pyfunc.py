@@ -21,9 +21,11 @@ from anymal.serving.checks import load_checks
 from anymal.serving.completions import Chunks, Completion
 from anymal.serving.defaults import MAX_NEW_TOKENS, ROWS, SECONDS, WAITING
 from anymal.serving.desk import Desk, Event
+from anymal.serving.engine import Engine
 from anymal.serving.host import Served, load_served, load_with
 from anymal.serving.intake import turns_of
 from anymal.serving.openai import BadRequest, ChatRequest, parse
+from anymal.serving.threads import set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,22 +108,31 @@ class ChatPredictor:
 
 
 def _load_pyfunc(path: str) -> ChatPredictor:
-    """Called by MLflow with the folder of the bundle.
+    """Called by MLflow with the folder of the bundle. Threads that begin later compute with one thread each (`anymal.serving.threads`).
 
     Raises:
         ConfigError: if no guard is named: nothing is answered without one.
         AnymalError: if the guard or the bundle is damaged.
     """
+    import torch
+
     reference = os.environ.get(GUARD)
     if not reference:
         raise ConfigError(f"{GUARD} is not set: this model answers behind its guard only; set it to the guard's folder or address, such as "
                           f"{GUARD}=models:/anymal-guard@champion")
-    guard = load_checks(reference, text_in_pictures=True)
-    name, version = _address(Path(path))
-    served = load_served(Path(path), name=name, version=version, rows=ROWS, waiting=WAITING, load=load_with(None, None))
-    predictor = ChatPredictor(Desk(Loaded(served), guard, seconds=SECONDS, limit=MAX_NEW_TOKENS))
-    weakref.finalize(predictor, served.engine.close, drain=False)
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=set_aside) as aside:  # ends with what it computed with; the caller's thread goes on as it was
+        desk, engine = aside.submit(_desk, Path(path), reference, threads).result()
+    predictor = ChatPredictor(desk)
+    weakref.finalize(predictor, engine.close, drain=False)
     return predictor
+
+
+def _desk(folder: Path, guard: str, threads: int) -> tuple[Desk, Engine]:
+    checks = load_checks(guard, text_in_pictures=True)
+    name, version = _address(folder)
+    served = load_served(folder, name=name, version=version, rows=ROWS, waiting=WAITING, load=load_with(None, None), threads=threads)
+    return Desk(Loaded(served), checks, seconds=SECONDS, limit=MAX_NEW_TOKENS), served.engine
 
 
 def _address(folder: Path) -> tuple[str, str | None]:
