@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported. Processes that share the cores and compute with two threads each spend most of the time waiting for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pipelines.servers import MlflowServer
 from tests.browser import Chromium, find_chromium
 from tests.engine import Engine, Images, build_images

@@ -18,7 +18,7 @@ from anymal.overrides import overridden
 
 ROOT = Path(__file__).parent.parent
 REDUCED = ROOT / "pipelines" / "reduced.yaml"
-SECONDS = 2400
+SECONDS = 3600
 TRACKED = {"ANYMAL_TRACKING": "on", "OMP_NUM_THREADS": "1"}
 """Environment of both doors. They share two cores, and the number of threads is part of what a result depends on."""
 

@@ -10,7 +10,7 @@ from tests.road import run
 from tests.tiny import MEDIA
 
 MODALITIES = ("image", "audio", "video", "imu")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]  # a first run fetches all packages and goes through 27 runs of stages
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4500)]  # a first run fetches all packages and goes through 27 runs of stages
 
 
 def test_the_road_ends_at_a_registered_model_that_answers(road):

@@ -38,7 +38,7 @@ def place_of(run: Any, specification: dict[str, Any]) -> str:
     return found[0]
 
 
-@pytest.mark.timeout(2700)
+@pytest.mark.timeout(4500)
 def test_containers_give_what_dvc_gives_bit_for_bit_although_one_was_killed_while_it_trained(containers, road):
     place = containers.wait()
     specification = read_specification(place / IR)
