@@ -2,7 +2,7 @@
 
 OpenMP gives each thread that computes in parallel helpers of its own, for as long as it lives. Where all of them together are more than the
 processors, none waits awake between two operations any longer, and decoding, which is many small operations, takes twice the time: on two processors
-an idle thread that had loaded the model was enough (`docs/serving.md`).
+an idle thread that had computed in parallel once was enough (`docs/serving.md`).
 """
 
 from __future__ import annotations
