@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from anymal.model.llm import PrefixCache
+from anymal.model.prompt import Prompt
 
 if TYPE_CHECKING:
     from anymal.model.anymal import AnyMAL
@@ -55,12 +59,15 @@ class Decoder:
     """The answers under way.
 
     `join` reads prompts and chooses the first token of each; each `step` chooses one more for all of them. Tokens of a prompt are those that it
-    gets alone, but for rounding: padding is masked, and positions count the prompt's own tokens.
+    gets alone, but for rounding: padding is masked, and positions count the prompt's own tokens. What the chat template puts before a question (the
+    demo's LLM has 24 tokens there, more than many a question) is computed once and kept.
     """
 
     def __init__(self, model: AnyMAL) -> None:
         self._model = model
         self._batch = _Batch()
+        self._prefixes = PrefixCache(model.llm)
+        self._template = model.tokenize(Prompt([{"role": "user", "content": ""}])).texts[0]
 
     def __len__(self) -> int:
         return len(self._batch.rows)
@@ -74,21 +81,28 @@ class Decoder:
             return {}
         llm = self._model.llm
         samples = [pieces for pieces, _ in prompts.values()]
-        embedded = self._model.embed_prompts(samples)
+        opening = self._opening(samples)
+        embedded = [row[len(opening) :] for row in self._model.embed_prompts(samples)]
         lengths = [len(row) for row in embedded]
         longest = max(lengths)
         padded = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embedded])
         places = torch.arange(longest, device=padded.device)
         starts = torch.tensor([longest - length for length in lengths], device=padded.device)[:, None]
-        mask = (places >= starts).long()
-        cache = DynamicCache()
-        out = llm.base_model(inputs_embeds=padded, attention_mask=mask, position_ids=(places - starts).clamp(min=0), past_key_values=cache,
-                             use_cache=True)
-        rows = [_Row(key, sampling, _generator(sampling, padded.device), length, 0)
+        mask = torch.cat([places.new_ones(len(samples), len(opening)), (places >= starts).long()], dim=1)
+        cache = self._prefixes.get(opening, len(samples)) if opening else DynamicCache()
+        out = llm.base_model(inputs_embeds=padded, attention_mask=mask, position_ids=len(opening) + (places - starts).clamp(min=0),
+                             past_key_values=cache, use_cache=True)
+        rows = [_Row(key, sampling, _generator(sampling, padded.device), len(opening) + length, 0)
                 for (key, (_, sampling)), length in zip(prompts.items(), lengths, strict=True)]
         self._choose(rows, out.last_hidden_state[:, -1])
-        self._batch = _merged(self._batch, _Batch(rows, cache, mask))
+        self._batch = _merged(self._batch, _padded_first(_Batch(rows, cache, mask)))
         return {row.key: row.token for row in rows}
+
+    def _opening(self, samples: Sequence[Pieces]) -> tuple[int, ...]:
+        """The tokens that all of these prompts and one that asks nothing begin with; at least one token is left to each."""
+        starts = [self._template, *(sample.texts[0] if sample.media else sample.texts[0][:-1] for sample in samples)]
+        columns = zip(*starts, strict=False)
+        return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
     @torch.no_grad()
     def step(self) -> dict[Hashable, int]:
@@ -140,6 +154,16 @@ def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int
     shares, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
     shares[(shares.cumsum(dim=-1) - shares) >= sampling.top_p] = 0.0
     return int(order[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _padded_first(batch: _Batch) -> _Batch:
+    """The batch with each row's padding, which may follow its opening, moved before it."""
+    if bool(batch.mask.all()):
+        return batch
+    order = batch.mask.argsort(dim=1, stable=True)
+    for layer in batch.cache.layers:
+        layer.keys, layer.values = (kept.gather(2, order[:, None, :, None].expand_as(kept)) for kept in (layer.keys, layer.values))
+    return _Batch(batch.rows, batch.cache, batch.mask.gather(1, order))
 
 
 def _merged(first: _Batch, second: _Batch) -> _Batch:

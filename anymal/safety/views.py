@@ -6,6 +6,7 @@ import re
 
 from anymal.safety.normalize import readings
 from anymal.safety.sentences import sentences
+from anymal.safety.words import frequency
 
 WINDOW = 400
 """Characters."""
@@ -13,6 +14,10 @@ LEAST_WORDS = 4
 """Words that a part must have to be looked at alone."""
 INNER = re.compile(r"[:;]\s|[\"“”„»«\n]")
 """Where a request starts or ends within a sentence that frames it."""
+UNMARKED = re.compile(r"(?<=[a-z\d]) (?=([A-Z][a-z]+|A) )")
+"""Where a sentence may have ended without a mark."""
+BEGINS = 2e-4
+"""Share of all words from which a word with a capital letter is taken for a beginning and not for a name."""
 
 
 def views(text: str, window: int = WINDOW) -> tuple[str, ...]:
@@ -48,10 +53,17 @@ def windows(text: str, window: int = WINDOW) -> list[str]:
 
 
 def parts(text: str, window: int = WINDOW) -> list[str]:
-    """Sentences of a text that has several, and what stands in them after a colon or in quotation marks, of some words each."""
+    """Sentences of a text that has several, what stands in them after a colon or in quotation marks, and what a sentence that ended without a mark
+    was run together with, of some words each."""
     split = sentences(text, window)
     found = [sentence.strip() for sentence in split] if len(split) > 1 else []
     for sentence in split:
-        inner = INNER.split(sentence)
-        found += [part.strip() for part in inner] if len(inner) > 1 else []
+        for inner in (INNER.split(sentence), _unmarked(sentence)):
+            found += [part.strip() for part in inner] if len(inner) > 1 else []
     return [part for part in found if len(part.split()) >= LEAST_WORDS]
+
+
+def _unmarked(sentence: str) -> list[str]:
+    """The sentence cut before each common word that has a capital letter."""
+    places = [match.start() for match in UNMARKED.finditer(sentence) if frequency(match[1]) >= BEGINS]
+    return [sentence[start:end] for start, end in zip([0, *places], [*places, len(sentence)], strict=True)]

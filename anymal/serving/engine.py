@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anymal.errors import AnymalError
 from anymal.model.decoding import Decoder, Sampling
+from anymal.model.layout import lay_out_for_few_rows
 from anymal.serving.threads import compute_with
 
 if TYPE_CHECKING:
@@ -116,12 +117,14 @@ class Engine:
     """Answers prompts, up to `rows` of them at once, each token by token.
 
     Args:
+        model: the engine's own from now on; its weights are laid out for decoding.
         rows: answers decoded together; memory grows with it.
         waiting: requests that may wait beside them; one more is refused.
         threads: that it computes with on processors; as many as every thread if not given.
     """
 
     def __init__(self, model: AnyMAL, *, rows: int, waiting: int, threads: int | None = None) -> None:
+        lay_out_for_few_rows(model.llm)
         self.model = model
         self._rows, self._most, self._threads = rows, waiting, threads
         self._waiting: list[_Work] = []

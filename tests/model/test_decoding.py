@@ -8,6 +8,7 @@ import pytest
 
 from anymal.model.decoding import Decoder, Sampling
 from anymal.model.llm import load_llm
+from anymal.model.prompt import Prompt
 from tests.model.test_anymal import assemble, mixed
 from tests.tiny import make_llm
 
@@ -56,6 +57,33 @@ def test_company_changes_nothing(model, seed):
         decoder.leave([key for key, tokens in found.items() if len(tokens) >= wanted[key]])
     assert {i: tokens for i, tokens in found.items() if tokens != alone(model, prompts[i], manner[i], wanted[i])} == {}
     assert {i: len(tokens) for i, tokens in found.items()} == wanted
+
+
+def test_what_the_template_puts_first_is_computed_once(model, monkeypatch):
+    """Prompts with a system message of their own have less in common with the others; nobody's answer changes."""
+    prompts = [model.tokenize(prompt) for prompt in mixed(model)]
+    opening = len(Decoder(model)._opening([prompts[0]]))
+    assert opening >= 1
+    seen = []
+    run = model.llm.base_model.forward
+    monkeypatch.setattr(model.llm.base_model, "forward", lambda *args, **given: seen.append(
+        next(given[name].shape[1] for name in ("inputs_embeds", "input_ids") if given.get(name) is not None)) or run(*args, **given))
+    decoder = Decoder(model)
+    for key in (0, 1):
+        decoder.join({key: (prompts[key], GREEDY)})
+    assert seen == [opening, *(model.length(prompts[key]) - opening for key in (0, 1))]
+
+
+def test_a_system_message_of_ones_own_changes_nobodys_answer(model):
+    plain = Prompt([{"role": "user", "content": "what colour is the picture ?"}])
+    own = Prompt([{"role": "system", "content": "is it red ?"}, {"role": "user", "content": "what colour is the picture ?"}])
+    pieces = [model.tokenize(prompt) for prompt in (plain, own, plain)]
+    decoder = Decoder(model)
+    found = {key: [token] for key, token in decoder.join({i: (each, GREEDY) for i, each in enumerate(pieces)}).items()}
+    for _ in range(LENGTH - 1):
+        for key, token in decoder.step().items():
+            found[key].append(token)
+    assert list(found.values()) == [alone(model, each) for each in pieces]
 
 
 def test_a_seed_draws_the_same_and_another_does_not(model):
