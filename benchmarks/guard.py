@@ -13,7 +13,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from anymal.safety.ocr import PictureReader
 from anymal.safety.prompts import Prompt, read_prompts
 from anymal.safety.red_team import red_team
 from anymal.safety.sentences import split_stream
-from anymal.safety.streaming import guarded_stream
+from anymal.safety.streaming import Refusal, guarded_stream
 from anymal.safety.texts import TextRecord, read_texts
 from anymal.safety.views import views
 
@@ -65,20 +65,26 @@ def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pict
     opened = unread.open(pictures[:1])
     rate("sentence of an answer about a picture", unread.check_output, [(sentence, opened) for sentence in sentences])
     for name, images in (("text", ()), ("text about a picture", opened)):
-        first: dict[bool, list[float]] = {True: [], False: []}
-        whole: dict[bool, float] = {True: 0.0, False: 0.0}
+        rows: list[tuple[float, float, float, float]] = []
         for answer in answers[:10]:
-            for guarded in (False, True):
-                pieces = said(answer, speed)
-                stream = guarded_stream(unread, pieces, images) if guarded else split_stream(pieces)
-                started = time.perf_counter()
-                for place, _ in enumerate(stream):
-                    if place == 0:
-                        first[guarded].append(time.perf_counter() - started)
-                whole[guarded] += time.perf_counter() - started
-        plain, checked = (1000 * statistics.median(first[guarded]) for guarded in (False, True))
-        print(f"{name}: first sentence after {plain:.0f} ms unguarded, {checked:.0f} ms guarded; "
-              f"the guard's share of an answer's time {1 - whole[False] / whole[True]:.1%} (at {speed:g} words/s)")
+            plain = timed(split_stream(said(answer, speed)))
+            checked = timed(guarded_stream(unread, said(answer, speed), images))
+            if not isinstance(checked[2], Refusal):  # a refused answer is a shorter one
+                rows.append((*plain[:2], *checked[:2]))
+        if not rows:
+            print(f"{name}: all answers were refused")
+            continue
+        plain_first, plain_whole, first, whole = (list(column) for column in zip(*rows, strict=True))
+        print(f"{name}: first sentence after {1000 * statistics.median(plain_first):.0f} ms unguarded, {1000 * statistics.median(first):.0f} ms guarded; "
+              f"the guard's share of an answer's time {1 - sum(plain_whole) / sum(whole):.1%} (at {speed:g} words/s, {len(rows)} answers)")
+
+
+def timed(stream: Iterable[str]) -> tuple[float, float, str]:
+    """Seconds to the first sentence and to the last, and the last one."""
+    times, last, started = list[float](), "", time.perf_counter()
+    for last in stream:
+        times.append(time.perf_counter() - started)
+    return times[0], times[-1], last
 
 
 def tricks(models: GuardModels, prompts: Sequence[Prompt]) -> None:
