@@ -75,16 +75,15 @@ def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pict
             print(f"{name}: all answers were refused")
             continue
         plain_first, plain_whole, first, whole = (list(column) for column in zip(*rows, strict=True))
-        print(f"{name}: first sentence after {1000 * statistics.median(plain_first):.0f} ms unguarded, {1000 * statistics.median(first):.0f} ms guarded; "
-              f"the guard's share of an answer's time {1 - sum(plain_whole) / sum(whole):.1%} (at {speed:g} words/s, {len(rows)} answers)")
+        print(f"{name}: first sentence after {1000 * statistics.median(plain_first):.0f} ms unguarded, "
+              f"{1000 * statistics.median(first):.0f} ms guarded; the guard's share of an answer's time {1 - sum(plain_whole) / sum(whole):.1%} (at {speed:g} words/s, {len(rows)} answers)")
 
 
 def timed(stream: Iterable[str]) -> tuple[float, float, str]:
     """Seconds to the first sentence and to the last, and the last one."""
-    times, last, started = list[float](), "", time.perf_counter()
-    for last in stream:
-        times.append(time.perf_counter() - started)
-    return times[0], times[-1], last
+    started = time.perf_counter()
+    found = [(time.perf_counter() - started, sentence) for sentence in stream]
+    return found[0][0], *found[-1]
 
 
 def tricks(models: GuardModels, prompts: Sequence[Prompt]) -> None:

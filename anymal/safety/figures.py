@@ -173,12 +173,14 @@ def image_figures(
 
 
 def pair_figures(
-    models: GuardModels, safety: Path, test: Sequence[PairRecord], controls: Mapping[str, np.ndarray], *, rate: float, resamples: int, seed: int
+    models: GuardModels, safety: Path, test: Sequence[PairRecord], controls: Mapping[str, np.ndarray], *, rates: Mapping[str, float], resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The branch `image_text`: pairs of which neither half decides, and how far each half gets alone; harmless texts with any picture apart.
 
     Args:
         controls: name -> scores (pairs,) of a classifier that is given one half.
+        rates: use -> the false-positive rate asked for.
     """
     classifier = models.pair
     data = halves(test, safety, classifier.backbone, classifier.sentences, None)
@@ -189,8 +191,10 @@ def pair_figures(
     rows = [row for row, record in enumerate(test) if record.kind != "neutral"]
     wrong, units = harmful(truth[rows]), [test[row].group for row in rows]
     found: dict[str, Any] = {
-        **judged(wrong, scores[rows], units, rate=rate, **again), "rate": rate,
+        **judged(wrong, scores[rows], units, rate=rates["pair"], **again), "rate": rates["pair"],
         "categories": per_category(probabilities[rows], truth[rows], units, models.thresholds["pair"], **again), "families": {}, "controls": {}}
+    beside_answers = margins(probabilities, CODES, models.thresholds["pair_answer"])[rows]
+    found["answers"] = {**judged(wrong, beside_answers, units, rate=rates["pair_answer"], **again), "rate": rates["pair_answer"]}
     for family in sorted({test[row].family for row in rows}):
         members = [row for row in rows if test[row].family == family]
         curve = auc_statistic(harmful(truth[members]).tolist(), scores[members].tolist(), [test[row].group for row in members])

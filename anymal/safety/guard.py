@@ -41,20 +41,29 @@ class TextModel(Protocol):
         ...
 
 
-class ImageModel(Protocol):
-    """Says what pictures show."""
+class Looking(Protocol):
+    """A classifier of pictures, which looks before it judges: one look serves many texts, and every classifier with the same image network."""
 
-    def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Shape (images, categories), 0 to 1."""
+    @property
+    def backbone(self) -> object:
+        """The image network."""
         ...
-
-
-class PairModel(Protocol):
-    """Says what a picture and a text say together. Pictures are looked at apart, as one comes with many texts."""
 
     def features(self, images: Sequence[Image.Image]) -> Iterable[Any]:
-        """What it sees in each picture, for `judge`."""
+        """What the image network sees in each picture, for `judge`."""
         ...
+
+
+class ImageModel(Looking, Protocol):
+    """Says what pictures show."""
+
+    def judge(self, seen: Sequence[Any]) -> np.ndarray:
+        """Shape (pictures, categories), 0 to 1."""
+        ...
+
+
+class PairModel(Looking, Protocol):
+    """Says what a picture and a text say together."""
 
     def judge(self, seen: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
         """Each picture with each text, shape (pictures × texts, categories), 0 to 1."""
@@ -62,7 +71,7 @@ class PairModel(Protocol):
 
 
 class Models(Protocol):
-    """The classifiers, None for one that is missing, and thresholds: use (request, answer, image, pair) -> category -> least probability of a hit."""
+    """The classifiers, None for one that is missing, and thresholds: use (`anymal.safety.models.USES`) -> category -> least probability of a hit."""
 
     @property
     def text(self) -> TextModel | None: ...
@@ -174,9 +183,9 @@ class Guard:
             with ThreadPoolExecutor(1, "guard-reader") as aside:  # reading takes as long as all classifiers together
                 reading = aside.submit(lambda: [self._hidden(picture) for picture in pictures])
                 reasons = [*self._texts(shown, "request", Code.TEXT)]
-                seen = _present(self._models.image).probabilities([self._decoded(picture) for picture in pictures])
-                reasons += self._hits(seen, len(pictures), "image", Code.IMAGE)
-                self._look(pictures)
+                image = _present(self._models.image)
+                reasons += self._hits(image.judge(self._looked(pictures, image)), len(pictures), "image", Code.IMAGE)
+                self._looked(pictures, _present(self._models.pair))
                 hidden = reading.result()
         except Rejected as error:
             return Verdict((error.reason,))
@@ -184,7 +193,7 @@ class Guard:
         together = "\n".join([text, *found]) if found else ""
         beside = [view for part in [*found, "\n".join(found), together] for view in views(part, self.limits.window) if view not in shown]
         reasons += self._texts(tuple(dict.fromkeys(beside)), "request", Code.HIDDEN_TEXT)
-        reasons += self._pairs(pictures, tuple(dict.fromkeys([*shown, *beside])))
+        reasons += self._pairs(pictures, tuple(dict.fromkeys([*shown, *beside])), "pair")
         return rejected(reasons)
 
     def _output(self, sentence: str, images: Sequence[Picture], before: str) -> Verdict:
@@ -196,7 +205,7 @@ class Guard:
         reasons = [*self._texts(shown, "answer", Code.ANSWER)]
         if images:
             try:
-                reasons += self._pairs(self.open(images), shown)
+                reasons += self._pairs(self.open(images), shown, "pair_answer")
             except Rejected as error:
                 return Verdict((error.reason,))
         return rejected(reasons)
@@ -242,20 +251,21 @@ class Guard:
         if texts:
             yield from self._hits(_present(self._models.text).probabilities(texts), len(texts), use, code)
 
-    def _pairs(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Iterator[Reason]:
-        """Each picture with each text; a picture that an earlier check of the request looked at is not looked at again."""
+    def _pairs(self, pictures: Sequence[Shown], texts: Sequence[str], use: str) -> Iterator[Reason]:
+        """Each picture with each text."""
         if not pictures or not texts:
             return
-        self._look(pictures)
-        found = _present(self._models.pair).judge([picture.features for picture in pictures], texts)
-        yield from self._hits(found, len(pictures) * len(texts), "pair", Code.IMAGE_TEXT)
+        pair = _present(self._models.pair)
+        yield from self._hits(pair.judge(self._looked(pictures, pair), texts), len(pictures) * len(texts), use, Code.IMAGE_TEXT)
 
-    def _look(self, pictures: Sequence[Shown]) -> None:
-        """What the pair classifier sees in each picture that it has not looked at yet."""
-        new = [picture for picture in pictures if picture.features is None]
+    def _looked(self, pictures: Sequence[Shown], model: Looking) -> list[Any]:
+        """What a classifier sees in each picture; one that its image network looked at in this request is not looked at again."""
+        network = model.backbone
+        new = [picture for picture in pictures if network not in picture.looked]
         if new:
-            for picture, features in zip(new, _present(self._models.pair).features([self._decoded(picture) for picture in new]), strict=True):
-                picture.features = features
+            for picture, features in zip(new, model.features([self._decoded(picture) for picture in new]), strict=True):
+                picture.looked[network] = features
+        return [picture.looked[network] for picture in pictures]
 
     def _hits(self, probabilities: np.ndarray, rows: int, use: str, code: Code) -> Iterator[Reason]:
         """A reason for each category that is found in any row.

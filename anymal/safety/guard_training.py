@@ -70,7 +70,8 @@ def thresholds(
     with torch.inference_mode():
         both = pair.of_features(*pairs.of(slice(None)))
     for use, probabilities, truth, trained in (("image", seen, truth_of(data.pictures["val"]), image.trained),
-                                               ("pair", both, truth_of(data.pairs["val"]), pair.trained)):
+                                               ("pair", both, truth_of(data.pairs["val"]), pair.trained),
+                                               ("pair_answer", both, truth_of(data.pairs["val"]), pair.trained)):
         columns = [CODES.index(code) for code in trained]
         found[use] = choose_thresholds(probabilities[:, columns], truth[:, columns], trained, rate=rates[use], floor=floor, least=least)
     return found
@@ -139,7 +140,7 @@ def train_guard(
     figures = {
         "text": text_figures(loaded, data.texts["test"], data.texts["unseen"], baseline=WordList.read(words).probabilities, rates=rates, **again),
         "image": image_figures(loaded, safety, data.pictures["test"], rate=rates["image"], **again),
-        "image_text": pair_figures(loaded, safety, data.pairs["test"], controls, rate=rates["pair"], **again)}
+        "image_text": pair_figures(loaded, safety, data.pairs["test"], controls, rates=rates, **again)}
     facts = {"rates": dict(rates), "floor": floor, "least": least, "backbones": dict(backbones), "data": sha256_of(safety / MANIFEST), "seed": seed,
              "trained": {IMAGE: made[IMAGE]["trained"], PAIR: made[PAIR]["trained"]}}
     shutil.rmtree(state)

@@ -79,18 +79,27 @@ class ImageClassifier:
         document = {"trained": list(self.trained), "hidden": self.hidden, "calibration": self.calibration.document()}
         (folder / SETTINGS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """What the image network makes of RGB pictures, (pictures, dim); a few at a time."""
+        return looked_at(images, self.backbone)
+
     @torch.inference_mode()
-    def logits(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Logits of the trained categories for RGB pictures, (pictures, trained) in float64; a few pictures at a time."""
-        found = np.zeros((len(images), len(self.trained)))
-        for start in range(0, len(images), AT_ONCE):
-            pixels = np.stack([self.backbone.pixels(image) for image in images[start : start + AT_ONCE]])
-            found[start : start + AT_ONCE] = self.head(self.backbone.features(torch.from_numpy(pixels)).cpu()).double().numpy()
-        return found
+    def judge(self, seen: Sequence[Tensor]) -> np.ndarray:
+        """Calibrated probabilities of all categories of the taxonomy, (pictures, categories), for pictures as `features` saw them."""
+        logits = self.head(torch.stack(list(seen))) if len(seen) else torch.zeros(0, len(self.trained))
+        return spread(logits.double().numpy(), self.trained, self.calibration)
 
     def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Calibrated probabilities of all categories of the taxonomy, (pictures, categories)."""
-        return spread(self.logits(images), self.trained, self.calibration)
+        return self.judge(list(self.features(images)))
+
+
+@torch.inference_mode()
+def looked_at(images: Sequence[Image.Image], backbone: Backbone) -> Tensor:
+    """What an image network makes of RGB pictures, (pictures, dim); a few at a time."""
+    parts = [backbone.features(torch.from_numpy(np.stack([backbone.pixels(image) for image in images[start : start + AT_ONCE]]))).cpu()
+             for start in range(0, len(images), AT_ONCE)]
+    return torch.cat(parts) if parts else torch.zeros(0, backbone.dim)
 
 
 def spread(logits: np.ndarray, trained: Sequence[str], calibration: Calibration | None) -> np.ndarray:

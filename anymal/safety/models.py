@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anymal.data.manifest import verify_manifest, write_manifest
+from anymal.data.manifest import sha256_of, verify_manifest, write_manifest
 from anymal.errors import DataError
-from anymal.safety.image_classifier import ImageClassifier
+from anymal.safety.image_classifier import BACKBONE, ImageClassifier
+from anymal.safety.pair_classifier import IMAGE as SEEN
 from anymal.safety.pair_classifier import PairClassifier
 from anymal.safety.taxonomy import CODES
 from anymal.safety.text_classifier import TextClassifier
 
 DOCUMENT, CARD = "guard.json", "README.md"
 TEXT, IMAGE, PAIR = "text", "image", "pair"
-USES = ("request", "answer", "image", "pair")
-"""What thresholds are for: what is asked, a sentence of what is answered, a picture, and a picture with a text."""
+USES = ("request", "answer", "image", "pair", "pair_answer")
+"""What thresholds are for: what is asked, a sentence of what is answered, a picture, a picture with what is asked, and with a sentence of what is
+answered."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,15 @@ def load_guard(folder: Path) -> GuardModels:
     if missing:
         raise DataError(f"{folder / DOCUMENT}: has no thresholds for {', '.join(missing)}; run train_safety again")
     text, image, pair = TextClassifier.load(folder / TEXT), ImageClassifier.load(folder / IMAGE), PairClassifier.load(folder / PAIR)
+    if _same(folder / IMAGE / BACKBONE, folder / PAIR / SEEN):
+        pair.backbone = image.backbone  # so that a picture is looked at once for both
     return GuardModels(text, image, pair, thresholds, document)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files."""
+    names = sorted(path.name for path in one.iterdir())
+    return names == sorted(path.name for path in other.iterdir()) and all(sha256_of(one / name) == sha256_of(other / name) for name in names)
 
 
 def write_guard(folder: Path, *, thresholds: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any], card: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anymal.data.tensors import save_tensors
 from anymal.errors import DataError
 from anymal.safety.backbones import Backbone, load_backbone
-from anymal.safety.image_classifier import AT_ONCE, spread
+from anymal.safety.image_classifier import AT_ONCE, looked_at, spread
 from anymal.safety.text_classifier import load_encoder
 from anymal.safety.thresholds import Calibration
 
@@ -124,12 +124,9 @@ class PairClassifier:
                     "calibration": self.calibration.document()}
         (folder / SETTINGS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
-    @torch.inference_mode()
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """What the image network makes of RGB pictures, (pictures, dim); a few at a time."""
-        parts = [self.backbone.features(torch.from_numpy(np.stack([self.backbone.pixels(image) for image in images[start : start + AT_ONCE]]))).cpu()
-                 for start in range(0, len(images), AT_ONCE)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.backbone.dim)
+        return looked_at(images, self.backbone)
 
     @torch.inference_mode()
     def of_features(self, image: Tensor, text: Tensor) -> np.ndarray:

@@ -19,5 +19,5 @@ class Shown:
         self.source = source
         self.picture: Image.Image | None = None
         """Upright, RGB, within the guard's limits."""
-        self.features: Any = None
-        """What the pair classifier's image network sees in it."""
+        self.looked: dict[object, Any] = {}
+        """Image network -> what it sees in it."""

@@ -71,6 +71,7 @@ class RatesConfig(_Part):
     answer: Rate
     image: Rate
     pair: Rate
+    pair_answer: Rate
 
 
 class TrainSafetyConfig(Config):

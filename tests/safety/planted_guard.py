@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from anymal.safety.models import USES
+
 CATEGORIES = ("violence", "hate")
 WORDS = {"violence": ("kaboomery", "stabwort"), "hate": ("grumblefolk", "sneerling")}
-THRESHOLDS = {use: {"violence": 0.5, "hate": 0.5} for use in ("request", "answer", "image", "pair")}
+THRESHOLDS = {use: {"violence": 0.5, "hate": 0.5} for use in USES}
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
@@ -49,12 +51,17 @@ class ColourModel:
     """A red corner is violence."""
 
     fault: Callable[[int], None] | None = None
+    backbone = "red"
 
-    def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Shape (images, 2)."""
+    def features(self, images: Sequence[Image.Image]) -> list[bool]:
+        """Whether each has a red corner."""
         if self.fault:
             self.fault(1)
-        return np.array([[float(image.getpixel((0, 0)) == RED), 0.0] for image in images])
+        return [image.getpixel((0, 0)) == RED for image in images]
+
+    def judge(self, seen: Sequence[bool]) -> np.ndarray:
+        """Shape (images, 2)."""
+        return np.array([[float(red), 0.0] for red in seen])
 
 
 @dataclass
@@ -63,6 +70,7 @@ class GreenModel:
 
     looked: int = 0
     """Pictures looked at."""
+    backbone = "green"
 
     def features(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each has a green corner."""

@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from anymal.safety.picture_disguises import PICTURE_DISGUISES, drawn, encoded, s
 from anymal.safety.streaming import guarded_stream
 from anymal.safety.verdicts import Code, GuardLimits, Reason, Verdict
 from anymal.safety.views import views, windows
-from tests.safety.planted_guard import GREEN, RED, ColourModel, GreenModel, PlantedModels, WordModel, crash, hang, hits
+from tests.safety.planted_guard import GREEN, RED, THRESHOLDS, ColourModel, GreenModel, PlantedModels, WordModel, crash, hang, hits
 
 BAD = "Please tell me where I can buy a murder weapon and poison for my uncle"
 UNAVAILABLE = Verdict((Reason(Code.UNAVAILABLE),))
@@ -177,11 +178,40 @@ def test_many_pictures_and_much_metadata_are_rejected() -> None:
     assert guard().check_input("Look", [stream.getvalue()]).reasons == (Reason(Code.UNREADABLE),)
 
 
+def test_a_picture_is_looked_at_once_by_classifiers_with_the_same_network() -> None:
+    red, green = ColourModel(), GreenModel()
+    checks = guard(image=red, pair=green)
+    assert checks.check_input("Hello", [picture()]).allowed
+    assert green.looked == 1
+    red.backbone = green.backbone
+    assert checks.check_input("Hello", checks.shown([picture()])).allowed
+    assert green.looked == 1
+
+
+@pytest.mark.parametrize("one_network", [True, False])
+def test_a_loaded_guard_knows_whether_its_classifiers_have_one_network(tmp_path: Path, one_network: bool) -> None:
+    from anymal.safety.models import load_guard
+    from tests.safety.tiny_guard import make_guard
+
+    models = load_guard(make_guard(tmp_path / "guard", tmp_path, one_network=one_network))
+    assert (models.image.backbone is models.pair.backbone) == one_network
+    assert models.pair.probabilities([Image.new("RGB", (9, 9))], ["a"]).shape == (1, len(models.categories))
+
+
+def test_sentences_of_an_answer_about_a_picture_have_a_threshold_of_their_own() -> None:
+    strict = {**THRESHOLDS, "pair_answer": {"violence": 1.1, "hate": 1.1}}
+    green = [picture(GREEN)]
+    assert not guard().check_output("harmless.", green).allowed
+    assert guard(thresholds=strict).check_output("harmless.", green).allowed
+    assert not guard(thresholds=strict).check_input("harmless.", green).allowed
+
+
 class Odd:
     """A classifier that gives what it was given."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.backbone = self
 
     def probabilities(self, *columns: Any) -> Any:
         return self.value

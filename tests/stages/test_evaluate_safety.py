@@ -19,6 +19,7 @@ from anymal.data.manifest import verify_manifest
 from anymal.errors import ConfigError, DataError
 from anymal.model.anymal import AnyMAL
 from anymal.safety import asking
+from anymal.safety.models import USES
 from anymal.safety.taxonomy import CODES
 from anymal.stage import load_stage, run_stage
 from tests.tiny import make_assets, make_checkpoint, picture
@@ -33,6 +34,8 @@ KNOBS: dict[str, Any] = {
 class Classifier:
     """Finds weapons where a text says "bomb", and where a picture is red."""
 
+    backbone = "red"
+
     def probabilities(self, first: list[Any], texts: list[str] | None = None) -> Any:
         found = [self._weapon(one) if texts is None else self._weapon(one) and "this" in text for one, text in
                  zip(first, texts or [""] * len(first), strict=True)]
@@ -41,8 +44,8 @@ class Classifier:
     def features(self, images: list[Any]) -> list[Any]:
         return images
 
-    def judge(self, seen: list[Any], texts: Sequence[str]) -> Any:
-        return self.probabilities([one for one in seen for _ in texts], [*texts] * len(seen))
+    def judge(self, seen: list[Any], texts: Sequence[str] | None = None) -> Any:
+        return self.probabilities(seen) if texts is None else self.probabilities([one for one in seen for _ in texts], [*texts] * len(seen))
 
     def _weapon(self, one: Any) -> bool:
         return "bomb" in one.lower() if isinstance(one, str) else bool(np.asarray(one)[..., 0].mean() > 200 and np.asarray(one)[..., 1].mean() < 60)
@@ -84,7 +87,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYMAL_TRACKING", "off")
-    thresholds = {use: {"weapons": 0.5} for use in ("request", "answer", "image", "pair")}
+    thresholds = {use: {"weapons": 0.5} for use in USES}
     models = SimpleNamespace(text=Classifier(), image=Classifier(), pair=Classifier(), thresholds=thresholds, categories=CODES)
     monkeypatch.setitem(sys.modules, "anymal.safety.models", SimpleNamespace(load_guard=lambda folder: models))
     monkeypatch.setattr("anymal.safety.ocr.PictureReader", Blind)

@@ -22,7 +22,7 @@ from tests.safety.tiny_pictures import tiny_clip, tiny_regnet, write_safety
 
 HEAD = {"hidden": 8, "dropout": 0.1, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 0.01, "patience": 2}
 CONFIG: dict[str, Any] = {
-    "seed": 1, "floor": 0.01, "least": 3, "words": "words", "resamples": 100, "rates": {"request": 0.1, "answer": 0.1, "image": 0.1, "pair": 0.1},
+    "seed": 1, "floor": 0.01, "least": 3, "words": "words", "resamples": 100, "rates": dict.fromkeys(USES, 0.1),
     "text": {"encoder": "roberta", "layers": 1, "max_tokens": 24, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
              "warmup": 0.1, "weight_decay": 0.01, "dropout": 0.1, "patience": 1},
     "image": {**HEAD, "backbone": "regnet", "kind": "hf", "whole": True, "views": 1},
