@@ -75,8 +75,9 @@ def cost(models: GuardModels, texts: Sequence[str], answers: Sequence[str], pict
             print(f"{name}: all answers were refused")
             continue
         plain_first, plain_whole, first, whole = (list(column) for column in zip(*rows, strict=True))
-        print(f"{name}: first sentence after {1000 * statistics.median(plain_first):.0f} ms unguarded, "
-              f"{1000 * statistics.median(first):.0f} ms guarded; the guard's share of an answer's time {1 - sum(plain_whole) / sum(whole):.1%} (at {speed:g} words/s, {len(rows)} answers)")
+        before, after = (1000 * statistics.median(column) for column in (plain_first, first))
+        print(f"{name}: first sentence after {before:.0f} ms unguarded, {after:.0f} ms guarded; the guard's share of an answer's time "
+              f"{1 - sum(plain_whole) / sum(whole):.1%} (at {speed:g} words/s, {len(rows)} answers)")
 
 
 def timed(stream: Iterable[str]) -> tuple[float, float, str]:
